@@ -1,0 +1,57 @@
+"""Weight-decomposition analysis of fine-tuned networks (DoRA, ICML 2024): what tuning did to magnitude and direction.
+
+>>> import wdanalysis as wd
+>>> comparison = wd.compare("base.safetensors", {"FT": "ft/", "LoRA": "lora/"}, modules=["q", "v"])  # doctest: +SKIP
+>>> comparison.metrics  # doctest: +SKIP
+>>> comparison.scatter("q")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wdanalysis.checkpoints.inspection import inspect
+    from wdanalysis.comparison import Comparison, compare
+    from wdanalysis.decomposition import Decomposition, decompose, delta_d, delta_m
+    from wdanalysis.errors import WdAnalysisError
+    from wdanalysis.statistics import correlations
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Comparison": "wdanalysis.comparison",
+    "Decomposition": "wdanalysis.decomposition",
+    "WdAnalysisError": "wdanalysis.errors",
+    "compare": "wdanalysis.comparison",
+    "correlations": "wdanalysis.statistics",
+    "decompose": "wdanalysis.decomposition",
+    "delta_d": "wdanalysis.decomposition",
+    "delta_m": "wdanalysis.decomposition",
+    "inspect": "wdanalysis.checkpoints.inspection",
+}
+
+__all__ = [
+    "Comparison",
+    "Decomposition",
+    "WdAnalysisError",
+    "__version__",
+    "compare",
+    "correlations",
+    "decompose",
+    "delta_d",
+    "delta_m",
+    "inspect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when it is first used, so that `import wdanalysis` stays light."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'wdanalysis' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
