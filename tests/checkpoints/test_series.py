@@ -1,0 +1,219 @@
+"""A folder of steps is a series; what does not belong to it is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wdanalysis.checkpoints import Series, open_checkpoint, open_series
+from wdanalysis.errors import CheckpointError
+
+Save = Callable[..., Path]
+
+
+def steps_and_values(series: Series) -> dict[int | None, float]:
+    return {point.step: float(point.tensors["w"].read()[0, 0]) for point in series.checkpoints}
+
+
+def trainer_state(folder: Path, step: int) -> None:
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "checkpoint-{}/model.safetensors",
+        "checkpoint_{}/model.safetensors",
+        "step-{}/pytorch_model.bin",
+        "step{}/model.safetensors",
+        "global_step{}/model.safetensors",
+        "iter_{:07}/model.safetensors",
+        "epoch_{}/model.safetensors",
+        "epoch-{}/model.safetensors",
+        "{}/model.safetensors",
+        "step_{}.safetensors",
+        "ckpt-{}.pt",
+        "model_{}.pt",
+        "{}.safetensors",
+        "epoch=1-step={}.ckpt",
+        "my-run-step_{}.safetensors",
+    ],
+)
+def test_the_usual_spellings_tell_the_step(tmp_path: Path, save: Save, spelling: str) -> None:
+    for step in (1000, 5, 20):
+        save(tmp_path / "LoRA" / spelling.format(step), step)
+    series = open_series(tmp_path / "LoRA")
+    assert list(steps_and_values(series).items()) == [(5, 5), (20, 20), (1000, 1000)]
+    assert series.name == "LoRA"
+
+
+def test_a_series_of_the_trainer(tmp_path: Path) -> None:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(2, 2))
+
+        def forward(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": ((self.w - labels) ** 2).mean()}
+
+    arguments = TrainingArguments(
+        str(tmp_path / "ft"), max_steps=4, save_steps=2, learning_rate=1e-2, report_to=[], use_cpu=True,
+        disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(Model(), arguments, train_dataset=[{"labels": torch.ones(2, 2)}] * 64)
+    trainer.train()
+    trainer.save_model()
+    series = open_series(tmp_path / "ft")
+    assert [point.step for point in series.checkpoints] == [2, 4]
+    assert series.notes == (f"The model in {tmp_path / 'ft'} itself was left out, as its step is not known.",)
+    trainer.save_state()
+    assert "as its step 4 is there as checkpoint-4" in open_series(tmp_path / "ft").notes[0]
+
+
+def test_epochs_are_noted(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "epoch_3" / "model.safetensors")
+    (checkpoint,) = open_series(tmp_path).checkpoints
+    assert checkpoint.notes == ("epoch_3 tells its epoch, which was taken as its step.",)
+
+
+def test_the_trainers_state_wins_over_the_name(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "checkpoint-1" / "model.safetensors")
+    trainer_state(tmp_path / "checkpoint-1", 500)
+    (checkpoint,) = open_series(tmp_path).checkpoints
+    assert checkpoint.step == 500
+    assert checkpoint.notes == ("checkpoint-1 is step 500 by its trainer_state.json, and was read as that.",)
+
+
+def test_the_final_model_of_a_run_is_included_where_its_step_is_new(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "checkpoint-500" / "model.safetensors", 500)
+    save(tmp_path / "model.safetensors", 700)
+    trainer_state(tmp_path, 700)
+    series = open_series(tmp_path)
+    assert steps_and_values(series) == {500: 500, 700: 700}
+    assert not series.notes
+
+
+def test_folders_without_a_step_are_left_out_and_noted(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "checkpoint-500" / "model.safetensors", 500)
+    save(tmp_path / "checkpoint-best" / "model.safetensors")
+    (tmp_path / "logs").mkdir()
+    series = open_series(tmp_path)
+    assert list(steps_and_values(series)) == [500]
+    assert series.notes == (f"{tmp_path / 'checkpoint-best'} was left out, as its step is not known.",)
+
+
+def test_files_without_a_step_are_left_out_and_noted(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "step_5.safetensors", 5)
+    save(tmp_path / "last.safetensors")
+    assert open_series(tmp_path).notes == (
+        f"{tmp_path / 'last.safetensors'} was left out, as its step is not known.",
+    )
+
+
+def test_the_state_of_deepspeed_beside_a_model_is_no_step(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "checkpoint-500" / "model.safetensors")
+    save(tmp_path / "checkpoint-500" / "global_step500" / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    (checkpoint,) = open_series(tmp_path / "checkpoint-500").checkpoints
+    assert checkpoint.step == 500
+
+
+def test_two_entries_of_one_step_are_an_error(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "checkpoint-500" / "model.safetensors")
+    save(tmp_path / "step_500" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"step 500 twice, as checkpoint-500 and as step_500"):
+        open_series(tmp_path)
+
+
+def test_an_empty_step_is_an_error_unless_it_is_not_wanted(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "checkpoint-500" / "model.safetensors")
+    (tmp_path / "checkpoint-600").mkdir()
+    with pytest.raises(CheckpointError, match=r"checkpoint-600 is an empty folder"):
+        open_series(tmp_path)
+    assert [point.step for point in open_series(tmp_path, steps=[500]).checkpoints] == [500]
+
+
+def test_steps_that_are_not_there_are_an_error_that_names_those_there_are(tmp_path: Path, save: Save) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path / f"step_{step}.safetensors")
+    assert [point.step for point in open_series(tmp_path, steps={15, 5}).checkpoints] == [5, 15]
+    with pytest.raises(CheckpointError, match=r"has no step 7, 8; it has 5, 10, 15\."):
+        open_series(tmp_path, steps=[5, 7, 8])
+
+
+def test_a_single_checkpoint_without_a_step_has_no_steps_to_choose(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has no step 7; the step of its checkpoint is not known"):
+        open_series(tmp_path, steps=[7])
+
+
+def test_a_folder_of_methods_is_no_series(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "ft" / "model.safetensors")
+    save(tmp_path / "lora" / "checkpoint-5" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"pass one of the folders in it: ft, lora\."):
+        open_series(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "name", "step"),
+    [
+        ("ft/model.safetensors", "ft", "ft", None),
+        ("ft/model.safetensors", "ft/", "ft", None),
+        ("ft/model.safetensors", "ft/model.safetensors", "ft", None),
+        ("ft/adapter.safetensors", "ft/adapter.safetensors", "adapter", None),
+        ("ft/checkpoint-5/model.safetensors", "ft", "ft", 5),
+        ("ft/checkpoint-5/model.safetensors", "ft/checkpoint-5", "ft", 5),
+        ("ft/checkpoint-5/model.safetensors", "ft/checkpoint-5/model.safetensors", "ft", 5),
+        ("ft/step_5.safetensors", "ft/step_5.safetensors", "ft", 5),
+        ("model_2/model.safetensors", "model_2", "model_2", None),
+    ],
+)
+def test_the_name_of_a_method(
+    tmp_path: Path,
+    save: Save,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    file: str,
+    path: str,
+    name: str,
+    step: int | None,
+) -> None:
+    save(tmp_path / file)
+    monkeypatch.chdir(tmp_path)
+    series = open_series(path)
+    assert (series.name, series.checkpoints[0].step) == (name, step)
+    assert open_checkpoint(series.checkpoints[0].path).step == step
+
+
+def test_the_folder_one_is_in_has_its_own_name(
+    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "ft" / "model.safetensors")
+    monkeypatch.chdir(tmp_path / "ft")
+    assert open_series(".").name == "ft"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"global_step": "five"}'])
+def test_a_damaged_trainer_state_is_an_error(tmp_path: Path, save: Save, content: str) -> None:
+    save(tmp_path / "model.safetensors")
+    (tmp_path / "trainer_state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"trainer_state\.json (is not|has no)"):
+        open_series(tmp_path)
+
+
+def test_importing_the_package_and_reading_safetensors_does_not_import_torch(
+    tmp_path: Path, save: Save
+) -> None:
+    path = save(tmp_path / "model.safetensors")
+    program = (
+        "import sys, wdanalysis.checkpoints as c; c.open_checkpoint(sys.argv[1]).tensors['w'].read(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 0

@@ -1,0 +1,226 @@
+"""What every checkpoint format turns into: tensors that are described at once and read by rows.
+
+A format module (`safetensors_files.py`, `torch_files.py`) makes one `StoredTensor` for each tensor that a
+file holds, from the file's header alone. Nothing is read until `StoredTensor.read_rows` is called, and then
+only the rows that are asked for, so memory is bounded by a block of rows and not by the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLOAT_STORAGE: Mapping[str, type[np.generic]] = MappingProxyType(
+    {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+)
+"""The numpy type of each float dtype as stored; bfloat16, which numpy lacks, travels as its 16 bits."""
+
+
+class RowReader(Protocol):
+    """Reads rows of one stored tensor; one for each format. Must be safe to call from several threads."""
+
+    def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+        """Return rows `start:stop` as a 2-D array of the storage dtype, in `buffer` where that is of use."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint, known from its header.
+
+    Attributes
+    ----------
+    name
+        The name in the file.
+    shape
+        As stored.
+    dtype
+        In the safetensors spelling: ``F32``, ``BF16``, ``I64``, ``F8_E4M3`` …
+    path
+        The file that holds it.
+    reader
+        How to read rows of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path
+    reader: RowReader = field(repr=False, compare=False)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the three sums can be taken of it: F64, F32, F16 or BF16."""
+        return self.dtype in FLOAT_STORAGE
+
+    @property
+    def rows(self) -> int:
+        """Length of the first dimension; a scalar is one row."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_length(self) -> int:
+        """Elements in a row: the product of all dimensions but the first; a convolution reads as a matrix."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of a float tensor."""
+        return np.dtype(FLOAT_STORAGE[self.dtype]).itemsize
+
+    def read_rows(self, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """Read rows `start:stop` as a (stop − start) × `row_length` array of `FLOAT_STORAGE[dtype]`.
+
+        Parameters
+        ----------
+        start, stop
+            Rows of the first dimension, `0 <= start <= stop <= rows`.
+        buffer
+            Bytes to read into, to save an allocation; the result may be a view of it and is then valid until
+            the buffer is used again.
+
+        Raises
+        ------
+        CheckpointError
+            The tensor is not of a float dtype, or the file ended or could not be read.
+        """
+        return self.reader(start, stop, buffer)
+
+    def read(self) -> NDArray[Any]:
+        """Read the whole tensor, a small one, in its own shape and storage dtype."""
+        return self.read_rows(0, self.rows).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a format module makes of one file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    format
+        ``safetensors`` or ``PyTorch``.
+    tensors
+        Every tensor by its name in the file.
+    metadata
+        safetensors' `__metadata__`.
+    notes
+        Sentences on what the file holds beside tensors.
+    """
+
+    path: Path
+    format: str
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """What an adapter does to one weight: W0 + scale · B A, and for DoRA its magnitude.
+
+    Attributes
+    ----------
+    module
+        The adapted module's name as in the adapter file, without PEFT's prefix and without ``.weight``.
+    A, B
+        (r × in) and (out × r); a convolution's factors keep their trailing dimensions.
+    scale
+        α/r, α/√r, … as PEFT computes it.
+    magnitude
+        DoRA's vector m, one number for each output feature; None for LoRA.
+    in_by_out
+        Whether the base stores this weight as in × out (GPT-2's Conv1D, an embedding), so that it gets (BA)ᵀ,
+        by the adapter's configuration. PEFT saves there the flag of the module that it adapted last: where
+        Conv1D and Linear are mixed, the base's own shape must decide.
+    """
+
+    module: str
+    A: StoredTensor
+    B: StoredTensor
+    scale: float
+    magnitude: StoredTensor | None = None
+    in_by_out: bool = False
+
+    @property
+    def rank(self) -> int:
+        """R, from the tensor and not from the configuration."""
+        return self.A.shape[0]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state of a model: whole tensors, or an adapter's updates, or both.
+
+    Attributes
+    ----------
+    path
+        The file or folder that the user would name.
+    format
+        What it is, in a person's words: ``safetensors``, ``safetensors, 2 shards``, ``PEFT adapter (DoRA)`` …
+    tensors
+        Whole tensors by the name in the file. For an adapter these are the tensors that it replaces
+        (`modules_to_save`), under their names in the base model.
+    updates
+        An adapter's low-rank updates.
+    step
+        Training step, where the path or the trainer's state tells it.
+    config
+        The model's `config.json`, or an adapter's `adapter_config.json`, where there is one.
+    metadata
+        safetensors' `__metadata__`, merged over the files.
+    files
+        Every file that is read.
+    notes
+        Sentences on what was found and left out, or is worth a warning.
+    """
+
+    path: Path
+    format: str
+    tensors: Mapping[str, StoredTensor]
+    updates: tuple[LowRankUpdate, ...] = ()
+    step: int | None = None
+    config: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it needs a base model to be a model."""
+        return bool(self.updates) or self.format.startswith("PEFT")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A method's checkpoints in the order of their steps.
+
+    Attributes
+    ----------
+    path
+        The file or folder that the user named.
+    name
+        The method's name: the folder's own (that of the folder above for a single step), or the file's stem.
+    checkpoints
+        In the order of `step`; a single one may have no step.
+    notes
+        Sentences on what lies in the folder and was left out.
+    """
+
+    path: Path
+    name: str
+    checkpoints: tuple[Checkpoint, ...]
+    notes: tuple[str, ...] = ()
