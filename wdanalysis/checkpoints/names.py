@@ -1,0 +1,558 @@
+"""From a stored name to what it means: canonical names, matching, layers, roles, fused parts, selection.
+
+What is particular to an architecture lies in the tables of `architectures`; here is only how they are read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import Any
+
+from wdanalysis.checkpoints.architectures import (
+    ATTENTION_ROLES,
+    CONV1D_EVIDENCE,
+    CROSS_ATTENTION,
+    EMBEDDINGS,
+    FAMILIES,
+    FUSED,
+    GPT2,
+    HEADS,
+    KV_HEADS,
+    LAYER_ROLES,
+    MODEL_ROLES,
+    NOT_MATRICES,
+    ROOTS,
+    SECTIONS,
+    SPELLINGS,
+    STACKS,
+    STAND_INS,
+    UNKNOWN,
+    WRAPPERS,
+    Family,
+    Fused,
+)
+from wdanalysis.errors import CheckpointError, WdAnalysisError
+
+__all__ = [
+    "ATTENTION_ROLES",
+    "Architecture",
+    "Matching",
+    "Matrix",
+    "ModuleSelection",
+    "NameIndex",
+    "Part",
+    "canonical",
+    "match",
+    "match_module",
+    "recognise",
+]
+
+# --- canonical names ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=65536)
+def canonical(name: str) -> str:
+    """Return `name` without wrappers and root prefixes, in the spelling that all its spellings share.
+
+    >>> canonical("module._orig_mod.model.layers.0.self_attn.q_proj.weight")
+    'layers.0.self_attn.q_proj.weight'
+    """
+    components = [c for c in name.split(".") if c not in WRAPPERS]
+    if "modules_to_save" in components[:-2]:
+        at = components.index("modules_to_save")
+        del components[at : at + 2]
+    name = ".".join(components)
+    while root := next((r for r in ROOTS if name.startswith(f"{r}.") and "." in name[len(r) + 1 :]), None):
+        name = name[len(root) + 1 :]
+    for pattern, spelling in SPELLINGS:
+        name = re.sub(pattern, spelling, name)
+    return name
+
+
+def _stem(name: str) -> str:
+    return canonical(name).removesuffix(".weight").removesuffix(".weight_v")
+
+
+# --- matching -----------------------------------------------------------------------------------------------
+
+
+class NameIndex:
+    """Stored names, found again under other spellings of them.
+
+    Parameters
+    ----------
+    names
+        The names in a checkpoint.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_canonical: defaultdict[str, list[str]] = defaultdict(list)
+        self._names = frozenset(names)
+        for name in sorted(self._names):
+            self._by_canonical[canonical(name)].append(name)
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """Return every stored name that is `name` but for wrappers, root prefix and spelling, sorted."""
+        return tuple(self._by_canonical.get(canonical(name), ()))
+
+    def find(self, name: str) -> str | None:
+        """Return `name` where it is stored, otherwise its one stored spelling; None where there is none.
+
+        Raises
+        ------
+        CheckpointError
+            `name` is not stored, and two spellings of it are.
+        """
+        if name in self._names:
+            return name
+        found = self.spellings(name)
+        if len(found) > 1:
+            raise _ambiguous(found[0], found[1], name)
+        return found[0] if found else None
+
+    def find_tied(self, name: str) -> str | None:
+        """Return the stored name under which `name` is kept where it is tied to another tensor, or None."""
+        stand_ins = STAND_INS.get(canonical(name), ())
+        return next((found[0] for other in stand_ins if len(found := self.spellings(other)) == 1), None)
+
+    def tensor_of(self, module: str) -> str | None:
+        """Return the stored name of a module's weight: ``layers.0.mlp.fc1`` → ``layers.0.mlp.fc1.weight``.
+
+        A weight that is not stored because it is tied is found under the name that was kept.
+
+        Raises
+        ------
+        CheckpointError
+            Two stored names could be it.
+        """
+        weight = f"{module}.weight"
+        return self.find(weight) or self.find(module) or self.find_tied(weight)
+
+
+def _ambiguous(first: str, second: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"'{first}' and '{second}' could both be what the other checkpoint calls '{name}', because they "
+        "differ only in their prefix; save both checkpoints with the same prefixes."
+    )
+
+
+def match_module(base: Iterable[str], module: str) -> str | None:
+    """Return the base tensor that an adapter's `module` adapts; for many modules make one `NameIndex`."""
+    return NameIndex(base).tensor_of(module)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which tensor of a tuned checkpoint belongs to which of the base.
+
+    Attributes
+    ----------
+    pairs
+        Base name → tuned name. Several base names may lead to one tuned name where tensors are tied.
+    only_base, only_tuned
+        Names that belong to nothing, in the order in which they were given.
+    tied
+        Those of `pairs` in which the tuned name is that under which a tied tensor was kept.
+    """
+
+    pairs: dict[str, str]
+    only_base: tuple[str, ...]
+    only_tuned: tuple[str, ...]
+    tied: dict[str, str]
+
+
+def match(
+    base: Iterable[str],
+    tuned: Iterable[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    tie_word_embeddings: bool | None = None,
+) -> Matching:
+    """Match the names of two checkpoints: first equal ones, then equal canonical ones, then tied ones.
+
+    Parameters
+    ----------
+    base, tuned
+        Stored names.
+    metadata
+        `__metadata__` of the tuned checkpoint, where safetensors' `save_model` notes {dropped: kept}.
+    tie_word_embeddings
+        What the tuned configuration says. Where it is False, an output embedding that is not stored is
+        missing, and not looked for under the name of the input embedding.
+
+    Raises
+    ------
+    CheckpointError
+        Two names could both be the counterpart of one.
+    """
+    base, tuned = tuple(base), tuple(tuned)
+    equal = set(base) & set(tuned)
+    pairs = {name: name for name in base if name in equal}
+
+    rest_of_base, rest_of_tuned = (NameIndex(n for n in names if n not in equal) for names in (base, tuned))
+    for name in base:
+        if name not in equal and (found := rest_of_tuned.find(name)):
+            if len(rivals := rest_of_base.spellings(name)) > 1:
+                raise _ambiguous(rivals[0], rivals[1], found)
+            pairs[name] = found
+
+    kept_under = NameIndex(tuned)
+    noted = {canonical(dropped): kept for dropped, kept in (metadata or {}).items() if kept in set(tuned)}
+    tied = {}
+    for name in base:
+        if name not in pairs:
+            kept = noted.get(canonical(name))
+            if kept is None and tie_word_embeddings is not False:
+                kept = kept_under.find_tied(name)
+            if kept is not None:
+                tied[name] = kept
+    pairs |= tied
+
+    used = set(pairs.values())
+    return Matching(
+        pairs=pairs,
+        only_base=tuple(name for name in base if name not in pairs),
+        only_tuned=tuple(name for name in tuned if name not in used),
+        tied=tied,
+    )
+
+
+# --- architectures ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One role's share of a stored matrix.
+
+    Attributes
+    ----------
+    module
+        The role, after the stack where the model has several: ``q``, ``decoder.q``, ``cross.q``,
+        ``vision.up``; for a matrix that is not recognised, its name without layer.
+    runs
+        Half-open ranges along the output dimension, in order; those of all parts cover it once.
+    """
+
+    module: str
+    runs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """How to read one stored tensor as a weight matrix.
+
+    Attributes
+    ----------
+    name
+        As stored.
+    layer
+        Index of the layer within its stack; None outside the layers.
+    in_by_out
+        Whether it is stored as in × out: GPT-2's Conv1D, and embeddings (number × dimension).
+    parts
+        One with the whole output dimension, or one for each of several fused projections.
+    recognised
+        Whether the role is known; otherwise a part's module is what remains of the name.
+    note
+        A sentence on what could not be told or must be borne in mind.
+    """
+
+    name: str
+    layer: int | None
+    in_by_out: bool
+    parts: tuple[Part, ...]
+    recognised: bool
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model's names mean; made by `recognise`.
+
+    Attributes
+    ----------
+    family
+        `model_type` of the configuration, or what the names tell; ``unknown`` where nothing does.
+    several_stacks
+        Whether the model has attention in more than one stack, so that modules are named with their stack.
+    """
+
+    family: str
+    several_stacks: bool = False
+    _family: Family = field(default=UNKNOWN, repr=False, compare=False)
+    _config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix | None:
+        """Say how to read a stored tensor as a weight matrix.
+
+        Parameters
+        ----------
+        name
+            As stored.
+        shape
+            As stored; a convolution (out × in × …) reads as out × the rest.
+
+        Returns
+        -------
+        Matrix or None
+            None where it is no matrix: a bias, norm, scalar or buffer, or experts fused in three dimensions.
+        """
+        if not _is_matrix(name, shape):
+            return None
+        stem = _stem(name)
+        role = _role(stem)
+        layer, rest = _layer(stem)
+        if role is None:
+            whole = Part(rest, ((0, shape[0]),))
+            return Matrix(name, layer, False, (whole,), recognised=False, note=_weight_norm_note(name))
+
+        role = self._family.renamed.get(role, role)
+        in_by_out = role in EMBEDDINGS or bool(self._family.conv1d and re.search(self._family.conv1d, stem))
+        length, size = shape if in_by_out and len(shape) == 2 else (math.prod(shape[1:]), shape[0])
+        shares = self._shares(role, _stack(name), size, length)
+        note = (
+            f"the projections fused in '{name}' cannot be told apart without the model type and the number "
+            "of heads in config.json"
+            if role in FUSED and shares is None
+            else _weight_norm_note(name)
+        )
+        return Matrix(
+            name=name,
+            layer=layer,
+            in_by_out=in_by_out,
+            parts=tuple(
+                Part(self._prefix(name) + module, runs)
+                for module, runs in (shares or {role: ((0, size),)}).items()
+            ),
+            recognised=True,
+            note=note,
+        )
+
+    def _prefix(self, name: str) -> str:
+        if _is_cross_attention(name):
+            return "cross."
+        stack = _stack(name) if self.several_stacks else ""
+        return f"{stack}." if stack else ""
+
+    def _shares(
+        self, role: str, stack: str, size: int, length: int
+    ) -> dict[str, tuple[tuple[int, int], ...]] | None:
+        """Return the runs of each projection fused in `role`; None where that is one, or cannot be split."""
+        fused = self._family.qkv if role == "qkv" else FUSED.get(role)
+        if fused is None:
+            return None
+        if "q" not in fused.order:
+            return _runs(fused, size, dict.fromkeys(fused.order, 1), groups=1)
+        heads = self._setting(HEADS, stack)
+        if heads is None:
+            if not isinstance(fused.groups, int) or self._family.kv_heads or size != 3 * length:
+                return None
+            heads = kv_heads = fused.groups  # equal thirds that are not interleaved by head
+        elif fused.groups == "heads":
+            kv_heads = heads
+        else:
+            kv_heads = self._family.kv_heads or self._setting(KV_HEADS, stack) or heads
+        groups = (
+            fused.groups
+            if isinstance(fused.groups, int)
+            else {"heads": heads, "kv_heads": kv_heads}[fused.groups]
+        )
+        return _runs(fused, size, {"q": heads, "k": kv_heads, "v": kv_heads}, groups)
+
+    def _setting(self, keys: Sequence[str], stack: str) -> int | None:
+        for section in _sections(self._config, stack):
+            for key in keys:
+                if isinstance(section.get(key), int):
+                    return int(section[key])
+        return None
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None = None) -> Architecture:
+    """Recognise a model from its stored names and shapes, and its `config.json` where there is one.
+
+    Parameters
+    ----------
+    shapes
+        Shape of every stored tensor by name.
+    config
+        The model's configuration. Without it, fused projections are split only where names and shapes leave
+        no doubt.
+    """
+    config = config or {}
+    family = _family_of_config(config) or _family_of_names(shapes)
+    stacks = {
+        _stack(name)
+        for name, shape in shapes.items()
+        if len(shape) > 1 and _role(_stem(name)) in ATTENTION_ROLES and not _is_cross_attention(name)
+    }
+    known = family is not UNKNOWN
+    return Architecture(
+        family=str(config.get("model_type") or family.name) if known else UNKNOWN.name,
+        several_stacks=len(stacks) > 1,
+        _family=family,
+        _config=config,
+    )
+
+
+def _family_of_config(config: Mapping[str, Any]) -> Family | None:
+    for section in _sections(config, ""):
+        for family in FAMILIES:
+            if section.get("model_type") in family.types:
+                key, value = family.when or ("model_type", section["model_type"])
+                if section.get(key) == value:
+                    return family
+    return None
+
+
+def _family_of_names(shapes: Mapping[str, tuple[int, ...]]) -> Family:
+    for pattern, longer in CONV1D_EVIDENCE:
+        for name, shape in shapes.items():
+            if len(shape) == 2 and re.search(pattern, name) and shape[longer] > shape[1 - longer]:
+                return GPT2
+    return next((f for f in FAMILIES if f.mark and any(re.search(f.mark, name) for name in shapes)), UNKNOWN)
+
+
+def _sections(config: Mapping[str, Any], stack: str) -> Iterator[Mapping[str, Any]]:
+    for key in SECTIONS.get(stack, SECTIONS[""]):
+        section = config if key == "" else config.get(key)
+        if isinstance(section, Mapping):
+            yield section
+            if isinstance(section.get("attn_config"), Mapping):
+                yield section["attn_config"]
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    last = name.rsplit(".", 1)[-1]
+    is_parameter = last.endswith(("weight", "weight_v", "original1"))
+    return (
+        len(shape) >= 2
+        and math.prod(shape) > 0
+        and not re.search(NOT_MATRICES, name)
+        and not (len(shape) == 3 and "experts" in name.split("."))
+        and (is_parameter or shape[0] > 1)  # class tokens, position tables of ViT and masks are 1 × …
+    )
+
+
+def _role(stem: str) -> str | None:
+    in_layer = bool(re.search(r"(?:^|\.)\d+\.", stem))
+    rows = (*LAYER_ROLES, *MODEL_ROLES) if in_layer else MODEL_ROLES
+    return next((role for role, pattern in rows if _compiled(pattern).search(stem)), None)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:^|\.)(?:{pattern})$")
+
+
+def _layer(stem: str) -> tuple[int | None, str]:
+    """Split a name at its first number: ``h.3.attn.q`` → 3, ``attn.q``; ``body.3`` → 3, ``body``."""
+    components = stem.split(".")
+    at = next((i for i, component in enumerate(components) if component.isdecimal()), None)
+    if at is None:
+        return None, stem
+    return int(components[at]), ".".join(components[at + 1 :] or components[:at]) or stem
+
+
+def _stack(name: str) -> str:
+    return next((STACKS[component] for component in name.split(".") if component in STACKS), "")
+
+
+def _is_cross_attention(name: str) -> bool:
+    return not CROSS_ATTENTION.isdisjoint(name.split("."))
+
+
+def _weight_norm_note(name: str) -> str | None:
+    if canonical(name).endswith(".weight_v"):
+        return f"'{name}' is the direction of a weight-normalised matrix, whose magnitude is stored apart"
+    return None
+
+
+def _runs(
+    fused: Fused, size: int, heads: Mapping[str, int], groups: int
+) -> dict[str, tuple[tuple[int, int], ...]] | None:
+    """Divide `size` rows into `groups` groups of heads in `fused.order`; None where some remain."""
+    unit, remainder = divmod(size, sum(heads[role] for role in fused.order))
+    if remainder or any(heads[role] % groups for role in fused.order):
+        return None
+    runs: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    start = 0
+    for _ in range(groups):
+        for role in fused.order:
+            stop = start + heads[role] // groups * unit
+            runs[role].append((start, stop))
+            start = stop
+    return {role: tuple(runs[role]) for role in fused.order}
+
+
+# --- selection ----------------------------------------------------------------------------------------------
+
+_ROLES = frozenset(role for role, _ in (*LAYER_ROLES, *MODEL_ROLES)) | {
+    role for fused in FUSED.values() for role in fused.order
+}
+_STACK_NAMES = frozenset(STACKS.values()) | {"cross"}
+
+
+def _split_module(module: str) -> tuple[str, str] | None:
+    """Split ``decoder.q`` into stack and role; None where it is not the name of a role."""
+    stack, _, role = module.rpartition(".")
+    return (stack, role) if role in _ROLES and (not stack or stack in _STACK_NAMES) else None
+
+
+@dataclass(frozen=True)
+class ModuleSelection:
+    """Which matrices `--modules` chooses.
+
+    Attributes
+    ----------
+    modules
+        Roles (``q``: in any stack) and modules (``decoder.q``: in that one).
+    patterns
+        Regular expressions, searched in the stored name.
+    """
+
+    modules: frozenset[str] = frozenset()
+    patterns: tuple[re.Pattern[str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str | Sequence[str]) -> ModuleSelection:
+        r"""Read ``all``, roles (``q,v``), or a regular expression; a sequence may mix them.
+
+        A text is taken apart at its commas only where one of the pieces is a role, so that ``h\.\d{1,2}\.``
+        stays whole.
+
+        Raises
+        ------
+        WdAnalysisError
+            There is nothing to select by, or a regular expression is not valid.
+        """
+        items = [text] if isinstance(text, str) else list(text)
+        words: list[str] = []
+        for item in items:
+            pieces = [piece.strip() for piece in item.split(",")]
+            words += pieces if any(p == "all" or _split_module(p) for p in pieces) else [item.strip(" ,")]
+        words = [word for word in words if word]
+        if not words:
+            raise WdAnalysisError(
+                "No modules are selected; give roles such as 'q,v', a regular expression, or 'all'."
+            )
+        patterns = []
+        for word in words:
+            if not _split_module(word):
+                try:
+                    patterns.append(re.compile("" if word == "all" else word))
+                except re.error as error:
+                    raise WdAnalysisError(
+                        f"'{word}' is neither a role such as 'q' nor a valid regular expression ({error})."
+                    ) from None
+        return cls(frozenset(word for word in words if _split_module(word)), tuple(patterns))
+
+    def matches(self, module: str, name: str) -> bool:
+        """Whether a part's `module`, of the tensor stored as `name`, is selected."""
+        parsed = _split_module(module)
+        by_role = parsed is not None and not self.modules.isdisjoint({module, parsed[1]})
+        return by_role or any(pattern.search(name) for pattern in self.patterns)
