@@ -1,0 +1,108 @@
+"""The three sums of an adapter's update, from its factors: no merged matrix.
+
+Seen from the vectors, an update is ΔW = s · G Fᵀ: each vector i gets d_i = s · F G_iᵀ. Along the output axis G is the
+adapter's B and F its Aᵀ, along the input axis the other way round. With W₀ as vectors × length,
+
+    p_i = s · G_i · (W₀ F)_i              q_i = s² · G_i (FᵀF) G_iᵀ
+
+so one product of W₀ with all adapters' F side by side serves every step of every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wdanalysis.decomposition import Axis
+from wdanalysis.kernels.sums import Vector
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """An update ΔW = scale · B A in float64.
+
+    Attributes
+    ----------
+    B
+        out × r.
+    A
+        r × in.
+    scale
+        s.
+    """
+
+    B: Array
+    A: Array
+    scale: float
+
+    def of_outputs(self, outputs: NDArray[np.intp]) -> Factors:
+        """The update of these output features alone (q's share of a fused projection)."""
+        return Factors(self.B[outputs], self.A, self.scale)
+
+    def sides(self, axis: Axis) -> tuple[Array, Array]:
+        """G (vectors × r) and F (length × r)."""
+        return (self.B, self.A.T) if axis == "out" else (self.A.T, self.B)
+
+
+class LowRankSums:
+    """Adds up a = Σ w₀² and W₀ F over blocks of W₀, and then gives the sums of every update.
+
+    Parameters
+    ----------
+    updates
+        The updates of one matrix, of any ranks.
+    axis
+        What a vector is.
+    """
+
+    def __init__(self, updates: Sequence[Factors], axis: Axis) -> None:
+        self._updates, self._axis = updates, axis
+        self._length_sides = np.concatenate([update.sides(axis)[1] for update in updates], axis=1)
+        vectors = updates[0].sides(axis)[0].shape[0]
+        self._a = np.zeros(vectors)
+        self._product = np.zeros((vectors, self._length_sides.shape[1]))
+
+    def add(self, block: Array, vectors: slice, length: slice) -> None:
+        """Add a block of W₀, given as vectors × length with the place where it lies."""
+        self._a[vectors] += np.einsum("ij,ij->i", block, block)
+        self._product[vectors] += block @ self._length_sides[length]
+
+    def sums(self) -> list[tuple[Vector, Vector, Vector]]:
+        """(a, p, q) of each vector, for each update in the order given."""
+        ranks = [update.A.shape[0] for update in self._updates]
+        products = np.split(self._product, np.cumsum(ranks)[:-1], axis=1)
+        return [(self._a, *self._update_sums(*pair)) for pair in zip(self._updates, products, strict=True)]
+
+    def _update_sums(self, update: Factors, product: Array) -> tuple[Vector, Vector]:
+        G, F = update.sides(self._axis)
+        s = update.scale
+        p = s * np.einsum("ir,ir->i", G, product)
+        q = s**2 * np.einsum("ir,ir->i", G @ (F.T @ F), G)
+        return p, np.maximum(q, 0.0)
+
+
+def dora_update(block: Array, factors: Factors, scale_change: Vector, outputs: slice, inputs: slice) -> Array:
+    """A block of DoRA's whole update W − W₀ (Eq. 5), out × in, for measuring it along the input axis.
+
+    Those vectors are not the ones that DoRA rescales, so that its rows have to be built: with c = m/‖v‖ for each
+    output, W − W₀ = (c − 1)·W₀ + c·s·BA, which subtracts nothing nearly equal.
+
+    Parameters
+    ----------
+    block
+        W₀[outputs, inputs], out × in.
+    factors
+        ΔV = s·BA of the whole matrix.
+    scale_change
+        c − 1 for every output of the whole matrix.
+    outputs, inputs
+        Where the block lies.
+    """
+    change = scale_change[outputs, None]
+    direction_update = factors.B[outputs] @ factors.A[:, inputs]
+    return change * block + (1 + change) * factors.scale * direction_update

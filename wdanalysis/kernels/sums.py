@@ -1,0 +1,99 @@
+"""From the three sums of a vector to its two magnitudes and the angle between them.
+
+For one vector w₀ of the base and the same vector w of the tuned matrix, with d = w − w₀,
+
+    a = Σ w₀²      p = Σ w₀·d      q = Σ d²
+
+    m₀ = √a                  m = √(a + 2p + q)                       the two magnitudes (Eq. 2)
+    m − m₀ = (2p + q) / (m + m₀)
+    1 − cos = (a·q − p²) / (a·m²) / (1 + cos),  cos = (a + p) / (m₀·m)
+
+The usual m − m₀ and 1 − cos subtract nearly equal numbers; these two forms do not, and keep their digits for updates
+far smaller than the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class VectorChanges:
+    """What tuning did to each vector of a matrix; every field has one number per vector.
+
+    Attributes
+    ----------
+    magnitude
+        m₀ of the base.
+    magnitude_change
+        m − m₀.
+    turn
+        1 − cos, from 0 (no turn) to 2 (reversed). 0 for a vector that is zero in both matrices, 1 for one that is zero
+        in only one of them, which has no angle.
+    update_norm2
+        Σ d², the squared length of the update.
+    """
+
+    magnitude: Vector
+    magnitude_change: Vector
+    turn: Vector
+    update_norm2: Vector
+
+
+def vector_changes(a: Vector, p: Vector, q: Vector) -> VectorChanges:
+    """Evaluate the equations above for every vector.
+
+    Parameters
+    ----------
+    a, p, q
+        Σ w₀², Σ w₀·d and Σ d² of each vector. NaN where an element was not finite, which the result then is too.
+    """
+    m0, m, one_minus_cos = _magnitudes_and_turn(a, p, q)
+    both = m + m0
+    with np.errstate(invalid="ignore"):  # a vector that is not finite
+        change = np.divide(2 * p + q, both, out=np.zeros_like(both), where=both != 0)
+    return VectorChanges(m0, change, one_minus_cos, q)
+
+
+def vector_changes_of_dora(a: Vector, p: Vector, q: Vector, magnitude: Vector) -> VectorChanges:
+    """Evaluate them for w = m·v/‖v‖ (Eq. 5), from the sums of v = w₀ + ΔV and the stored m.
+
+    Only the direction comes from v. A negative m turns the vector round.
+
+    Parameters
+    ----------
+    a, p, q
+        The sums of each vector of V = W₀ + BA, as in `vector_changes`.
+    magnitude
+        The trained m, one number for each vector.
+    """
+    m0, v_norm, turn_of_v = _magnitudes_and_turn(a, p, q)
+    m = np.where(v_norm == 0, 0.0 * magnitude, np.abs(magnitude))  # a zero v stays zero: m·v/‖v‖ is 0/0 there
+    turn = np.where((magnitude < 0) & (v_norm > 0), 2 - turn_of_v, turn_of_v)
+    turn = np.where((m0 == 0) & (m == 0), 0.0, np.where((m0 == 0) != (m == 0), 1.0 + 0.0 * turn, turn))
+    change = m - m0
+    return VectorChanges(m0, change, turn, change**2 + 2 * m0 * m * turn)  # Σ d², by the law of cosines
+
+
+def _magnitudes_and_turn(a: Vector, p: Vector, q: Vector) -> tuple[Vector, Vector, Vector]:
+    """m₀, m and 1 − cos."""
+    with np.errstate(invalid="ignore"):  # a vector that is not finite
+        return _with_angles(a, p, q)
+
+
+def _with_angles(a: Vector, p: Vector, q: Vector) -> tuple[Vector, Vector, Vector]:
+    m0, m2 = np.sqrt(a), np.maximum(a + 2 * p + q, 0.0)
+    m = np.sqrt(m2)
+    lengths = m0 * m
+    has_angle = lengths != 0  # NaN has one, so that it stays NaN
+    cos = np.divide(a + p, lengths, out=np.ones_like(a), where=has_angle)
+    # sin² = (aq − p²)/(am²) gives 1 − cos for small turns; past a right angle the subtraction itself is exact enough.
+    sin2 = np.divide(np.maximum(a * q - p * p, 0.0), a * m2, out=np.zeros_like(a), where=has_angle)
+    turn = np.where(cos < 0, 1 - cos, sin2 / (1 + np.maximum(cos, 0.0)))
+    only_one_is_zero = ~has_angle & (np.maximum(m0, m) > 0)
+    return m0, m, np.where(only_one_is_zero, 1.0, turn)
