@@ -1,0 +1,469 @@
+"""The run: open, plan, stream, and gather the rows into a table that can be saved, loaded, read and drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import itertools
+import platform
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pandas as pd
+
+from wdanalysis import __version__
+from wdanalysis.checkpoints import open_checkpoint, open_series
+from wdanalysis.checkpoints.tensors import Checkpoint, Series
+from wdanalysis.decomposition import Axis
+from wdanalysis.errors import ComparisonError
+from wdanalysis.plan import Plan, base_mismatch, plan
+from wdanalysis.stream import MatrixChange, Progress, stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMN_TYPES = {
+    "step": "Int64",
+    "layer": "Int64",
+    "vectors": "Int64",
+    "length": "Int64",
+    "zero_vectors": "Int64",
+}
+_TEXT = ("method", "module", "name", "axis", "base_dtype", "tuned_dtype")
+_ROLE_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
+COLUMNS = tuple(field.name for field in dataclasses.fields(MatrixChange))
+"""The columns of the metrics table, in order; `docs` define each."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a comparison; `comparison` holds what was measured until then."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__()
+        self.comparison = comparison
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """ΔM and ΔD of every compared matrix, and how they came about.
+
+    Attributes
+    ----------
+    metrics
+        A row for every method, step and matrix, with the columns that `COLUMNS` lists.
+    run
+        Provenance: versions, options, input files, what was skipped and why, warnings, timings. JSON-ready.
+    """
+
+    metrics: pd.DataFrame
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def axis(self) -> str:
+        """What a vector is: ``"out"``, an output feature, or ``"in"``, an input feature."""
+        return str(self.run["options"]["axis"])
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, in the order in which they were given."""
+        return list(pd.unique(self.metrics["method"]))
+
+    @property
+    def modules(self) -> list[str]:
+        """The module roles, in the order of the table."""
+        return list(pd.unique(self.metrics["module"]))
+
+    @property
+    def skipped(self) -> pd.DataFrame:
+        """What a checkpoint holds and the table does not: method, step, name, reason."""
+        return pd.DataFrame(self.run.get("skipped", []), columns=["method", "step", "name", "reason"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences that a reader of the numbers should know."""
+        return list(self.run.get("warnings", []))
+
+    def correlations(self) -> pd.DataFrame:
+        """Pearson, Spearman and the regression of ΔM on ΔD, for each method, module and scope.
+
+        See `wdanalysis.statistics.correlations` for scopes and columns.
+        """
+        from wdanalysis.statistics import correlations
+
+        return correlations(self.metrics)
+
+    def summary(self) -> pd.DataFrame:
+        """A row for each method and module: matrices, steps, mean ΔM and ΔD at the last step, pooled r and slope."""
+        from wdanalysis.statistics import summary
+
+        return summary(self.metrics)
+
+    def scatter(self, module: str, **options: Any) -> Figure:
+        """ΔM over ΔD, a panel a method (Figures 2 and 7). Options as in `wdanalysis.figures.scatter`."""
+        from wdanalysis import figures
+
+        return figures.scatter(self.metrics, module, **options)
+
+    def layers(self, module: str, **options: Any) -> Figure:
+        """ΔM and ΔD by layer (Figures 3 and 8). Options as in `wdanalysis.figures.layers`."""
+        from wdanalysis import figures
+
+        return figures.layers(self.metrics, module, **options)
+
+    def trajectory(self, module: str, **options: Any) -> Figure:
+        """ΔM and ΔD by training step. Options as in `wdanalysis.figures.trajectory`."""
+        from wdanalysis import figures
+
+        return figures.trajectory(self.metrics, module, **options)
+
+    def heatmap(self, method: str, **options: Any) -> Figure:
+        """ΔM and ΔD by layer and module. Options as in `wdanalysis.figures.heatmap`."""
+        from wdanalysis import figures
+
+        return figures.heatmap(self.metrics, method, **options)
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        figures: Iterable[str] | None = None,
+        format: str = "png",
+        force: bool = False,
+    ) -> list[Path]:
+        """Write tables, provenance and figures into a folder; each file appears whole or not at all.
+
+        Parameters
+        ----------
+        directory
+            Made where it is missing.
+        figures
+            Which kinds (``scatter``, ``layers``, ``trajectory``, ``heatmap``); None writes all, an empty list none.
+        format
+            ``png``, ``pdf`` or ``svg``.
+        force
+            Replace the results that are in the folder; other files in it stay.
+
+        Returns
+        -------
+        list of Path
+            What was written.
+
+        Raises
+        ------
+        OutputError
+            The folder holds results and `force` is False, or it cannot be written.
+        """
+        from wdanalysis.results import save
+
+        return save(self, Path(directory), figures=figures, format=format, force=force)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Comparison:
+        """Read back what `save` wrote.
+
+        Raises
+        ------
+        OutputError
+            The folder has no results, or they cannot be read.
+        """
+        from wdanalysis.results import load
+
+        return load(Path(directory))
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the summary, what was skipped, and the warnings."""
+        skipped = len(self.run.get("skipped", []))
+        lines = [
+            f"{len(self.metrics)} rows, one vector per {'output' if self.axis == 'out' else 'input'} feature "
+            f"(axis = {self.axis})",
+            *([f"{skipped} left out; see <code>.skipped</code>"] if skipped else []),
+            *(html.escape(warning) for warning in self.warnings),
+        ]
+        table = self.summary().to_html(index=False, na_rep="", float_format="{:.3g}".format)
+        return table + "".join(f"<p>{line}</p>" for line in lines)
+
+
+def compare(
+    base: str | Path,
+    tuned: Mapping[str, str | Path | Sequence[str | Path]] | Sequence[str | Path] | str | Path,
+    *,
+    axis: Axis = "out",
+    modules: Sequence[str] | str | None = None,
+    layers: Iterable[int] | None = None,
+    steps: Collection[int] | None = None,
+    alpha: float | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure ΔM (Eq. 3) and ΔD (Eq. 4) of every tuned checkpoint against the base.
+
+    Parameters
+    ----------
+    base
+        The pre-trained model: a safetensors or torch file, or a Hugging Face folder.
+    tuned
+        Methods by name, each a path or several of them; or paths alone, which name their methods themselves.
+        A path is a checkpoint file or folder, a PEFT adapter, or a folder of steps (``checkpoint-500/`` …).
+    axis
+        ``"out"``: one vector per output feature, as the paper's code and PEFT do; ``"in"``: per input feature.
+    modules
+        Roles (``["q", "v"]``), ``"all"``, or a regular expression on tensor names. None: the attention projections that
+        at least one method changed; every changed matrix where no projection is recognised.
+    layers
+        Layer indices to keep.
+    steps
+        Training steps to keep.
+    alpha
+        LoRA's α for adapter files without their `adapter_config.json`.
+    progress
+        Called with the bytes read and the bytes to read.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    WdAnalysisError
+        A path cannot be read, or there is nothing to compare; the message is one sentence that says what to do.
+    ValueError
+        `axis` is neither ``"out"`` nor ``"in"``.
+    Interrupted
+        On Ctrl-C: a KeyboardInterrupt that carries the rows that were measured.
+    """
+    return compare_paths(
+        base,
+        _named_paths(tuned),
+        axis=axis,
+        modules=modules,
+        layers=layers,
+        steps=steps,
+        alpha=alpha,
+        progress=progress,
+    )
+
+
+def compare_paths(
+    base: str | Path,
+    tuned: Sequence[tuple[str | None, str | Path]],
+    *,
+    axis: Axis,
+    modules: Sequence[str] | str | None,
+    layers: Iterable[int] | None,
+    steps: Collection[int] | None,
+    alpha: float | None,
+    progress: Progress | None,
+) -> Comparison:
+    """`compare` for paths of which each may have a name (the command line's --label)."""
+    if axis not in get_args(Axis):
+        raise ValueError(
+            f"axis is 'out' (a vector per output feature) or 'in' (per input feature), not {axis!r}"
+        )
+    started = time.time()
+    layers = None if layers is None else sorted(set(layers))
+    base_checkpoint = open_checkpoint(base)
+    methods = _open_methods(tuned, alpha=alpha, steps=steps)
+    planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
+    opened = time.time()
+    rows: list[MatrixChange] = []
+    interrupted = False
+    try:
+        for measured in stream(planned, axis, progress=progress):
+            rows.extend(measured)
+    except KeyboardInterrupt:
+        interrupted = True
+    metrics, warnings = _finish(_table(rows, list(methods)), planned)
+    warnings = [*_notes(base_checkpoint, methods), *planned.notes, *warnings]
+    options = {
+        "axis": axis,
+        "modules": modules if modules is None or isinstance(modules, str) else list(modules),
+        "layers": layers,
+        "steps": None if steps is None else sorted(steps),
+        "alpha": alpha,
+    }
+    run = {
+        "versions": _versions(),
+        "command": sys.argv if Path(sys.argv[0]).stem in {"wd-analyze", "cli"} else None,
+        "options": options,
+        "complete": not interrupted,
+        "matrices": {"measured": len(rows), "in_table": len(metrics)},
+        "inputs": {
+            "BASE": _inputs([base_checkpoint]),
+            **{m: _inputs(s.checkpoints) for m, s in methods.items()},
+        },
+        "skipped": [dataclasses.asdict(skip) for skip in planned.skipped],
+        "warnings": list(dict.fromkeys(warnings)),
+        "seconds": {"open": round(opened - started, 3), "measure": round(time.time() - opened, 3)},
+        "bytes_read": planned.nbytes,
+    }
+    comparison = Comparison(metrics, run)
+    if interrupted:
+        raise Interrupted(comparison)
+    return comparison
+
+
+def _open_methods(
+    named: Sequence[tuple[str | None, str | Path]], *, alpha: float | None, steps: Collection[int] | None
+) -> dict[str, Series]:
+    """Open every method's checkpoints; paths that name the same method are steps of one series.
+
+    Raises
+    ------
+    ComparisonError
+        No path is given, or two checkpoints of a method have the same step.
+    """
+    if not named:
+        raise ComparisonError("nothing to compare BASE with: give at least one tuned checkpoint")
+    several = len(named) > 1
+    found: dict[str, list[Series]] = {}
+    for name, path in named:
+        # A path may hold only some of the steps that are asked for, as long as another holds the rest.
+        series = open_series(path, alpha=alpha, steps=None if several else steps)
+        found.setdefault(name or series.name, []).append(series)
+    methods = {name: _joined(name, parts) for name, parts in found.items()}
+    return _keep_steps(methods, steps) if several and steps is not None else methods
+
+
+def _named_paths(
+    tuned: Mapping[str, str | Path | Sequence[str | Path]] | Sequence[str | Path] | str | Path,
+) -> list[tuple[str | None, str | Path]]:
+    if isinstance(tuned, str | Path):
+        return [(None, tuned)]
+    if isinstance(tuned, Mapping):
+        return [
+            (name, path)
+            for name, paths in tuned.items()
+            for path in ([paths] if isinstance(paths, str | Path) else paths)
+        ]
+    return [(None, path) for path in tuned]
+
+
+def _joined(name: str, parts: Sequence[Series]) -> Series:
+    """One series of all that is called `name`."""
+    if len(parts) == 1:
+        return parts[0]
+    checkpoints = sorted(
+        (checkpoint for part in parts for checkpoint in part.checkpoints),
+        key=lambda c: (c.step is None, c.step),
+    )
+    for one, other in itertools.pairwise(checkpoints):
+        if one.step == other.step:
+            at = "no known step" if one.step is None else f"step {one.step}"
+            raise ComparisonError(
+                f"{one.path} and {other.path} are both called {name!r} and have {at}: "
+                f"name one of them with --label NAME={other.path}"
+            )
+    notes = tuple(note for part in parts for note in part.notes)
+    return Series(parts[0].path, name, tuple(checkpoints), notes)
+
+
+def _keep_steps(methods: Mapping[str, Series], steps: Collection[int]) -> dict[str, Series]:
+    wanted = set(steps)
+    known = {checkpoint.step for series in methods.values() for checkpoint in series.checkpoints}
+    if missing := sorted(wanted - known):
+        there = ", ".join(str(step) for step in sorted(step for step in known if step is not None)) or "none"
+        raise ComparisonError(f"no checkpoint has step {missing[0]}: the known steps are {there}")
+    kept = {}
+    for name, series in methods.items():
+        checkpoints = tuple(c for c in series.checkpoints if c.step in wanted)
+        if not checkpoints:
+            raise ComparisonError(
+                f"{series.path} has none of the steps {', '.join(map(str, sorted(wanted)))}"
+            )
+        kept[name] = dataclasses.replace(series, checkpoints=checkpoints)
+    return kept
+
+
+def _table(rows: Sequence[MatrixChange], methods: Sequence[str]) -> pd.DataFrame:
+    """The rows as a tidy table in the order of methods, steps, layers and roles; otherwise as the base's files."""
+    table = pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=list(COLUMNS))
+    floats = {column: "float64" for column in COLUMNS if column not in _COLUMN_TYPES and column not in _TEXT}
+    table = table.astype({**_COLUMN_TYPES, **floats})
+    split = table["module"].str.rpartition(".")
+    role = {role: place for place, role in enumerate(_ROLE_ORDER)}
+    keys = {
+        "_method": table["method"].map({method: place for place, method in enumerate(methods)}),
+        "_stack": split[0],
+        "_role": split[2].map(role).fillna(len(role)),
+    }
+    by = table.assign(**keys).sort_values(["_method", "step", "_stack", "layer", "_role"], kind="stable")
+    return by.drop(columns=list(keys)).reset_index(drop=True)
+
+
+def _finish(table: pd.DataFrame, planned: Plan) -> tuple[pd.DataFrame, list[str]]:
+    """Keep what was changed, unless the user chose the modules; and say what the numbers do not."""
+    warnings = []
+    for row in table[table["delta_m"].isna()].to_dict("records"):
+        at = "" if row["step"] is pd.NA else f" at step {row['step']}"
+        where = f"{row['name']} of {row['method']}{at}"
+        warnings.append(f"{where} or of BASE holds NaN or Inf: its metrics are left empty")
+    if zero := int(table["zero_vectors"].gt(0).sum()):
+        warnings.append(
+            f"{zero} rows hold all-zero vectors, which have no direction: "
+            "such a vector counts 0 in ΔD where both are zero and 1 where one is"
+        )
+    if planned.modules_chosen == "given":
+        return table, warnings
+    changed = table["update_norm"].ne(0)  # an empty metric counts as changed
+    if not changed.any():
+        return table, [*warnings, "every compared matrix is identical to BASE"]
+    unit = "module" if planned.modules_chosen == "attention" else "name"
+    kept = table[unit].isin(table.loc[changed, unit])
+    if planned.modules_chosen == "all":
+        warnings.append(
+            "no attention projection is recognised by its name: every changed matrix is compared "
+            "(--modules takes a regular expression)"
+        )
+    if left_out := table.loc[~kept, unit].unique().tolist():
+        warnings.append(
+            f"unchanged in every method and left out: {_shortened(left_out)} (--modules all keeps all)"
+        )
+    return table[kept].reset_index(drop=True), warnings
+
+
+def _shortened(names: Sequence[str], most: int = 6) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _notes(base: Checkpoint, methods: Mapping[str, Series]) -> list[str]:
+    notes = list(base.notes)
+    for series in methods.values():
+        notes.extend(series.notes)
+        for checkpoint in series.checkpoints:
+            notes.extend(checkpoint.notes)
+        mismatches = (base_mismatch(base, checkpoint) for checkpoint in series.checkpoints)
+        notes.extend([sentence for sentence in mismatches if sentence][:1])
+    return notes
+
+
+def _inputs(checkpoints: Iterable[Checkpoint]) -> list[dict[str, Any]]:
+    """Every file that was read, by checkpoint, with its size and a hash of its header."""
+    from wdanalysis.checkpoints.storage import header_hash
+
+    return [
+        {
+            "path": str(checkpoint.path),
+            "format": checkpoint.format,
+            "step": checkpoint.step,
+            "files": [
+                {"path": str(file), "bytes": file.stat().st_size, "header_sha256": header_hash(file)}
+                for file in checkpoint.files
+            ],
+        }
+        for checkpoint in checkpoints
+    ]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("numpy", "numba", "pandas", "scipy", "torch", "safetensors", "matplotlib")
+    return {
+        "wdanalysis": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }

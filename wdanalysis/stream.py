@@ -1,0 +1,316 @@
+"""Carry out a plan: stream the bytes of each job through the kernels, and get one row of the table for each pair.
+
+A job's memory is a block of rows of the base and one of a tuned matrix for each thread, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wdanalysis.checkpoints.names import Part
+from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
+from wdanalysis.decomposition import Axis
+from wdanalysis.kernels import cpu
+from wdanalysis.kernels.lowrank import Factors, LowRankSums, dora_update
+from wdanalysis.kernels.sums import Vector, VectorChanges, vector_changes, vector_changes_of_dora
+from wdanalysis.plan import Job, Plan, State
+
+DENSE_BLOCK_BYTES = 1 << 20
+"""How much of a stored matrix a thread holds at once: base and tuned together fit in a second-level cache."""
+
+ADAPTER_BLOCK_BYTES = 1 << 23
+"""The same where adapters are measured: a product of matrices wants more rows."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes to read in all."""
+
+
+@dataclass(frozen=True)
+class MatrixChange:
+    """What one tuned checkpoint did to one matrix: a row of the table.
+
+    The fields are the columns of `metrics.csv`, which docs and `Comparison.metrics` describe. Metrics are None where an
+    element is not finite.
+    """
+
+    method: str
+    step: int | None
+    layer: int | None
+    module: str
+    name: str
+    axis: Axis
+    vectors: int
+    length: int
+    delta_m: float | None
+    delta_d: float | None
+    delta_m_signed: float | None
+    rel_delta_m: float | None
+    update_norm: float | None
+    rel_update_norm: float | None
+    unchanged_fraction: float | None
+    delta_d_floor: float | None
+    base_dtype: str
+    tuned_dtype: str
+    zero_vectors: int | None
+
+
+def stream(
+    plan: Plan, axis: Axis, *, progress: Progress | None = None, threads: int | None = None
+) -> Iterator[list[MatrixChange]]:
+    """Measure every job of a plan, in its order; what is yielded stays right if the caller stops.
+
+    Parameters
+    ----------
+    plan
+        From `wdanalysis.plan.plan`.
+    axis
+        What a vector is.
+    progress
+        Told after every job.
+    threads
+        Jobs at once; by default one for each core that the process may use.
+
+    Raises
+    ------
+    CheckpointError
+        A file ended early or could not be read.
+    """
+    threads = threads or _available_cores()
+    done, total = 0, plan.nbytes
+    if progress:
+        progress(0, total)
+    with ThreadPoolExecutor(threads, thread_name_prefix="wd-analyze") as pool:
+        jobs, running = iter(plan.jobs), {}
+        order: list[Future[list[MatrixChange]]] = []
+        try:
+            while True:
+                while len(order) < 4 * threads and (job := next(jobs, None)) is not None:
+                    future = pool.submit(measure, job, axis)
+                    running[future] = job
+                    order.append(future)
+                if not order:
+                    return
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    done += running.pop(future).nbytes
+                if progress:
+                    progress(done, total)
+                while order and order[0].done():
+                    yield order.pop(0).result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def measure(job: Job, axis: Axis) -> list[MatrixChange]:
+    """Measure one matrix of the base against everything that the job compares with it."""
+    low_rank = _LowRankPass(job, axis)
+    dense = [
+        [np.zeros((cpu.SUMS, _vectors(job, part, axis))) for part in job.matrix.parts] for _ in job.dense
+    ]
+    vectors_are_rows = job.vectors_are_rows(axis)
+    tuned_buffer = np.empty(0, np.uint8)
+    for start, stop, base in _blocks(job):
+        for (_, tensor), sums in zip(job.dense, dense, strict=True):
+            nbytes = (stop - start) * tensor.row_length * tensor.itemsize
+            tuned_buffer = tuned_buffer if tuned_buffer.size >= nbytes else np.empty(nbytes, np.uint8)
+            tuned = tensor.read_rows(start, stop, tuned_buffer)
+            for tile in job.tiles(start, stop):
+                cpu.add_dense(
+                    base[tile.rows],
+                    tuned[tile.rows],
+                    tile.columns,
+                    sums[tile.part],
+                    tile.vectors(axis).start,
+                    vectors_are_rows=vectors_are_rows,
+                )
+        low_rank.add(start, stop, base)
+    rows = [
+        _dense_row(job, part, axis, state, tensor, part_sums)
+        for (state, tensor), sums in zip(job.dense, dense, strict=True)
+        for part, part_sums in zip(job.matrix.parts, sums, strict=True)
+    ]
+    return rows + low_rank.rows()
+
+
+class _LowRankPass:
+    """The adapters of one job: their factors, their share of the pass over the base, and their rows of the table."""
+
+    def __init__(self, job: Job, axis: Axis) -> None:
+        self._job, self._axis = job, axis
+        self._loaded = [(state, update, _load(update)) for state, update in job.updates]
+        # DoRA rescales output vectors: measured along the inputs it first needs their sums, then a pass of its own.
+        self._second_pass = [axis == "in" and update.magnitude is not None for _, update in job.updates]
+        self._first_axis: list[Axis] = ["out" if second else axis for second in self._second_pass]
+        self._sums = {
+            (index, first): LowRankSums(updates, first)
+            for index, part in enumerate(job.matrix.parts)
+            for first in sorted(set(self._first_axis))
+            if (updates := [factors for factors, _ in self._of(part, first)])
+        }
+
+    def _of(self, part: Part, axis: Axis) -> list[tuple[Factors, Vector | None]]:
+        outputs = self._job.outputs_of(part)
+        return [
+            (factors.of_outputs(outputs), None if magnitude is None else magnitude[outputs])
+            for (_, _, (factors, magnitude)), first in zip(self._loaded, self._first_axis, strict=True)
+            if first == axis
+        ]
+
+    def add(self, start: int, stop: int, base: NDArray[Any]) -> None:
+        if not self._loaded:
+            return
+        wide = cpu.widen(base)
+        for tile in self._job.tiles(start, stop):
+            for axis in ("out", "in"):
+                if sums := self._sums.get((tile.part, axis)):
+                    block = wide[tile.rows, tile.columns]
+                    block = block if self._job.vectors_are_rows(axis) else block.T
+                    sums.add(block, tile.vectors(axis), tile.length(axis))
+
+    def rows(self) -> list[MatrixChange]:
+        by_update: dict[int, list[VectorChanges]] = {index: [] for index in range(len(self._loaded))}
+        for part_index, part in enumerate(self._job.matrix.parts):
+            for axis in sorted(set(self._first_axis)):
+                members = [index for index, first in enumerate(self._first_axis) if first == axis]
+                sums = self._sums[part_index, axis].sums()
+                for index, triple, (factors, magnitude) in zip(
+                    members, sums, self._of(part, axis), strict=True
+                ):
+                    if magnitude is None:
+                        changes = vector_changes(*triple)
+                    elif self._second_pass[index]:
+                        changes = self._dora_along_inputs(part_index, triple, factors, magnitude)
+                    else:
+                        changes = vector_changes_of_dora(*triple, magnitude)
+                    by_update[index].append(changes)
+        return [
+            _row(
+                self._job, part, self._axis, state, changes, update.A.dtype, _unchanged_vectors(changes), None
+            )
+            for index, (state, update, _) in enumerate(self._loaded)
+            for part, changes in zip(self._job.matrix.parts, by_update[index], strict=True)
+        ]
+
+    def _dora_along_inputs(
+        self, part_index: int, triple: tuple[Vector, Vector, Vector], factors: Factors, magnitude: Vector
+    ) -> VectorChanges:
+        a, p, q = triple
+        norm = np.sqrt(np.maximum(a + 2 * p + q, 0.0))
+        scale_change = np.divide(magnitude - norm, norm, out=-np.ones_like(norm), where=norm != 0)
+        inputs = self._job.shape_of(self._job.matrix.parts[part_index])[1]
+        sums = np.zeros((3, inputs))
+        for start, stop, base in _blocks(self._job):
+            wide = cpu.widen(base)
+            for tile in self._job.tiles(start, stop):
+                if tile.part == part_index:
+                    w0 = wide[tile.rows, tile.columns]
+                    w0 = w0.T if self._job.matrix.in_by_out else w0
+                    d = dora_update(w0, factors, scale_change, tile.outputs, tile.inputs)
+                    for row, (x, y) in enumerate(((w0, w0), (w0, d), (d, d))):
+                        sums[row, tile.inputs] += np.einsum("ij,ij->j", x, y)
+        return vector_changes(*sums)
+
+
+def _load(update: LowRankUpdate) -> tuple[Factors, Vector | None]:
+    """An adapter's factors as matrices (a convolution's flattened) and DoRA's magnitude as a vector."""
+    A = cpu.widen(update.A.read()).reshape(update.rank, -1)
+    B = cpu.widen(update.B.read()).reshape(-1, update.rank)
+    magnitude = None if update.magnitude is None else cpu.widen(update.magnitude.read()).ravel()
+    return Factors(B, A, update.scale), magnitude
+
+
+def _blocks(job: Job) -> Iterator[tuple[int, int, NDArray[Any]]]:
+    """The base's stored rows, block by block; each is valid until the next."""
+    row_bytes = max(job.base.row_length * job.base.itemsize, 1)
+    rows = max(1, (ADAPTER_BLOCK_BYTES if job.updates else DENSE_BLOCK_BYTES) // row_bytes)
+    buffer = np.empty(min(rows, job.rows) * row_bytes, np.uint8)
+    for start in range(0, job.rows, rows):
+        stop = min(start + rows, job.rows)
+        yield start, stop, job.base.read_rows(start, stop, buffer)
+
+
+def _vectors(job: Job, part: Part, axis: Axis) -> int:
+    outputs, inputs = job.shape_of(part)
+    return outputs if axis == "out" else inputs
+
+
+def _dense_row(
+    job: Job, part: Part, axis: Axis, state: State, tensor: StoredTensor, sums: NDArray[np.float64]
+) -> MatrixChange:
+    changes = vector_changes(sums[cpu.A], sums[cpu.P], sums[cpu.Q])
+    outputs, inputs = job.shape_of(part)
+    unchanged = float(sums[cpu.UNCHANGED].sum()) / (outputs * inputs)
+    floor = rounding_floor(sums[cpu.ULP2], changes)
+    return _row(job, part, axis, state, changes, tensor.dtype, unchanged, floor)
+
+
+def rounding_floor(ulp2: Vector, changes: VectorChanges) -> float:
+    """ΔD that rounding the tuned tensor to its stored dtype makes by itself: ½ · mean of Σ ulp(w)²/12 / m².
+
+    Rounding moves an element by an error that is even over ±ulp/2, of variance ulp²/12; a zero vector is not moved.
+    """
+    m2 = (changes.magnitude + changes.magnitude_change) ** 2
+    return 0.5 * float(np.mean(np.divide(ulp2 / 12, m2, out=np.zeros_like(m2), where=m2 != 0)))
+
+
+def _unchanged_vectors(changes: VectorChanges) -> float:
+    """Share of the elements in vectors without any update: an adapter moves the others whole."""
+    return float(np.mean(changes.update_norm2 == 0))
+
+
+def _row(
+    job: Job,
+    part: Part,
+    axis: Axis,
+    state: State,
+    changes: VectorChanges,
+    tuned_dtype: str,
+    unchanged: float,
+    floor: float | None,
+) -> MatrixChange:
+    outputs, inputs = job.shape_of(part)
+    m0, dm = changes.magnitude, changes.magnitude_change
+    delta_m = float(np.mean(np.abs(dm)))
+    base_norm, update_norm = math.sqrt(np.sum(m0**2)), math.sqrt(np.sum(changes.update_norm2))
+    finite = all(map(math.isfinite, (delta_m, base_norm, update_norm)))
+
+    def metric(value: float | None) -> float | None:
+        return value if finite else None
+
+    return MatrixChange(
+        method=state.method,
+        step=state.step,
+        layer=job.matrix.layer,
+        module=part.module,
+        name=job.base.name,
+        axis=axis,
+        vectors=outputs if axis == "out" else inputs,
+        length=inputs if axis == "out" else outputs,
+        delta_m=metric(delta_m),
+        delta_d=metric(float(np.mean(changes.turn))),
+        delta_m_signed=metric(float(np.mean(dm))),
+        rel_delta_m=metric(_ratio(delta_m, float(np.mean(m0)))),
+        update_norm=metric(update_norm),
+        rel_update_norm=metric(_ratio(update_norm, base_norm)),
+        unchanged_fraction=metric(unchanged),
+        delta_d_floor=metric(floor),
+        base_dtype=job.base.dtype,
+        tuned_dtype=tuned_dtype,
+        zero_vectors=int(np.sum((m0 == 0) | (m0 + dm == 0))) if finite else None,
+    )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
