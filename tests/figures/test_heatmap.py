@@ -1,0 +1,54 @@
+"""The heat map: a cell holds the value of its layer and module."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from matplotlib.colors import LogNorm
+
+from wdanalysis.errors import ComparisonError
+from wdanalysis.figures import heatmap
+
+
+def test_cells_hold_the_last_steps_values_by_module_and_layer(table) -> None:
+    metrics = table(modules=["v", "q"], layers=(0, 1, 3))
+    figure = heatmap(metrics, "LoRA")
+    rows = metrics.query("method == 'LoRA' and step == 2000")
+    for panel, column in zip(figure.axes[:2], ("delta_m", "delta_d"), strict=True):
+        cells = panel.collections[0].get_array()
+        np.testing.assert_array_equal(cells[:, [0, 1, 3]].ravel(), rows[column])
+        assert cells[:, 2].mask.all()
+        assert [label.get_text() for label in panel.get_yticklabels()] == ["v", "q"]
+    assert "grey: no value" in figure.get_suptitle()
+    assert "step 2000" in figure.get_suptitle()
+
+
+def test_colours_start_at_zero_and_a_wide_range_is_logarithmic(table) -> None:
+    metrics = table(methods=["FT"], steps=[1])
+    metrics.loc[0, "delta_d"] *= 1000
+    upper, lower = heatmap(metrics, "FT").axes[:2]
+    assert upper.collections[0].norm.vmin == 0
+    assert isinstance(lower.collections[0].norm, LogNorm)
+
+
+def test_a_single_layer_fills_its_cell(table) -> None:
+    mesh = heatmap(table(layers=(4,)), "FT").axes[0].collections[0]
+    np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [3.5, 4.5])
+
+
+def test_what_has_no_layer_or_no_value_is_counted(table) -> None:
+    metrics = table(methods=["FT"], steps=[1], layers=(0, 1, None))
+    metrics.loc[0, "delta_m"] = math.nan
+    heading = heatmap(metrics, "FT").get_suptitle()
+    assert "1 matrix without a value (FT), 2 matrices without a layer (FT)" in heading
+    empty = heatmap(metrics[metrics["layer"].isna()], "FT")
+    assert all(panel.texts[0].get_text() == "no matrix with a layer and values" for panel in empty.axes)
+
+
+def test_an_unknown_method_is_answered_with_the_known_ones(table) -> None:
+    with pytest.raises(
+        ComparisonError, match="no method 'VeRA' in the metrics table, which has FT, LoRA, DoRA"
+    ):
+        heatmap(table(), "VeRA")

@@ -1,0 +1,13 @@
+"""The paper's figures from the metrics table; importing this room imports matplotlib.
+
+Every function takes the table and returns a `matplotlib.figure.Figure` that is not tied to pyplot and draws
+without a display, so that a user can go on drawing on it.
+"""
+
+from wdanalysis.figures.heatmap import heatmap
+from wdanalysis.figures.layers import layers
+from wdanalysis.figures.saving import KINDS, save_figures
+from wdanalysis.figures.scatter import scatter
+from wdanalysis.figures.trajectory import trajectory
+
+__all__ = ["KINDS", "heatmap", "layers", "save_figures", "scatter", "trajectory"]

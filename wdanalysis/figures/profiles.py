@@ -1,0 +1,53 @@
+"""What the figures of ΔM and ΔD by layer and by step share: value axes, a line a method, a legend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from wdanalysis.figures import selection, style
+
+SQUASHED = 50.0
+"""An axis is logarithmic by default where the medians of two methods differ by more than this factor."""
+
+FEW = 40
+"""The most points of a line that has a marker at each."""
+
+
+def value_axis(panel: Axes, table: pd.DataFrame, column: str, log: bool | None) -> None:
+    """Scale and name the y axis of a panel: from zero, or logarithmic where asked or where needed."""
+    name = selection.VALUES[column]
+    if squashes(table, column) if log is None else log:
+        panel.set_yscale("log", nonpositive="mask")
+        name += "  (logarithmic)"
+    else:
+        highest = panel.dataLim.ymax
+        panel.set_ylim(0, 1.06 * highest if 0 < highest < np.inf else 1)
+    style.number_axis(panel.yaxis, name)
+
+
+def squashes(table: pd.DataFrame, column: str) -> bool:
+    """Whether on a linear axis some method's line would lie on zero."""
+    medians = table.groupby("method")[column].median()
+    medians = medians[medians > 0]
+    return len(medians) > 1 and bool(medians.max() > SQUASHED * medians.min())
+
+
+def line_style(method: style.MethodStyle, points: int) -> dict[str, Any]:
+    """Return plot's keywords for a method's line: markers where it has few points, else dashes."""
+    if points > FEW:
+        return {"color": method.color, "linestyle": method.linestyle}
+    return {"color": method.color, "marker": method.marker, "linestyle": "-" if points > 1 else "none"}
+
+
+def method_legend(
+    figure: Figure, styles: dict[str, style.MethodStyle], labels: dict[str, str], points: int
+) -> None:
+    """Put the methods of `labels` under the panels."""
+    handles = [Line2D([], [], **line_style(styles[method], points)) for method in labels]
+    style.legend(figure, handles, list(labels.values()))

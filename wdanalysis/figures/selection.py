@@ -1,0 +1,102 @@
+"""Which rows of the metrics table a figure shows, and the sentence on those that it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from wdanalysis.errors import ComparisonError
+from wdanalysis.statistics import at_last_step
+
+VALUES = {"delta_m": "ΔM", "delta_d": "ΔD"}
+"""The two quantities, by column, as figures name them."""
+
+VECTORS = {"out": "one vector per output feature (axis=out)", "in": "one vector per input feature (axis=in)"}
+"""What a value of the column `axis` means."""
+
+
+def unique(metrics: pd.DataFrame, column: str) -> list[str]:
+    """Return the values of a column in the order of the table."""
+    return [str(value) for value in metrics[column].drop_duplicates()]
+
+
+def rows_where(metrics: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """Return the rows of a method or module.
+
+    Raises
+    ------
+    ComparisonError
+        The table has none.
+    """
+    rows = metrics[metrics[column] == value]
+    if rows.empty:
+        known = ", ".join(unique(metrics, column)) or "no rows"
+        raise ComparisonError(f"there is no {column} {value!r} in the metrics table, which has {known}.")
+    return rows
+
+
+def vectors(metrics: pd.DataFrame) -> str:
+    """Say which vectors were compared.
+
+    Raises
+    ------
+    ComparisonError
+        The table mixes the two axes, which one figure must not.
+    """
+    axes = unique(metrics, "axis")
+    if len(axes) != 1:
+        raise ComparisonError(
+            f"a figure shows one axis, and the metrics table has {' and '.join(axes) or 'none'}."
+        )
+    return VECTORS[axes[0]]
+
+
+def at_step(metrics: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
+    """Return the rows of a step, or of each method's last step.
+
+    Raises
+    ------
+    ComparisonError
+        No method has that step.
+    """
+    if step is None:
+        return at_last_step(metrics)
+    rows = metrics[(metrics["step"] == step).fillna(False)]
+    if rows.empty:
+        steps = ", ".join(str(known) for known in sorted(metrics["step"].dropna().unique()))
+        raise ComparisonError(
+            f"there is no step {step} in the metrics table, which has {steps or 'no steps'}"
+        )
+    return rows
+
+
+def step_names(rows: pd.DataFrame) -> dict[str, str]:
+    """Return "step 500", or "" where it is not known, for each method of rows of one step each."""
+    steps = rows.groupby("method", sort=False)["step"].max()
+    return {str(method): "" if pd.isna(step) else f"step {step}" for method, step in steps.items()}
+
+
+def has_values(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Tell for each row whether it has both values."""
+    finite = np.isfinite(rows[list(VALUES)].to_numpy(float, na_value=np.nan)).all(axis=1)
+    return pd.Series(finite, index=rows.index)
+
+
+def per_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return both values by the columns `by`, the median where several matrices (experts) share a place."""
+    return rows[has_values(rows)].groupby(by, sort=False)[list(VALUES)].median().reset_index()
+
+
+def left_out(rows: pd.DataFrame, *, without_layer: bool = False) -> str:
+    """Say how many matrices, and of which methods, are not on the figure for want of a value or a layer."""
+    shown = has_values(rows)
+    reasons = [("a value", rows[~shown])]
+    if without_layer:
+        reasons.append(("a layer", rows[shown & rows["layer"].isna()]))
+    parts = [
+        f"{len(missing)} {'matrix' if len(missing) == 1 else 'matrices'} without {what}"
+        f" ({', '.join(unique(missing, 'method'))})"
+        for what, missing in reasons
+        if len(missing)
+    ]
+    return f"not shown: {', '.join(parts)}" if parts else ""

@@ -1,0 +1,67 @@
+"""ΔM and ΔD by training step, a line a method."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from wdanalysis.figures import profiles, selection, style
+
+
+def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -> Figure:
+    """Draw the median of ΔM (left) and of ΔD (right) over a module's layers by step, a line a method.
+
+    The band, or for a method of one step the bar, holds the middle half of the layers.
+
+    Parameters
+    ----------
+    metrics
+        The metrics table.
+    module
+        One of its modules.
+    log
+        Whether the axes of ΔM and ΔD are logarithmic; by default they are linear and start at zero, unless
+        the methods differ by more than a factor of fifty.
+
+    Raises
+    ------
+    ComparisonError
+        The table does not have the module, or mixes the two axes.
+    """
+    rows = selection.rows_where(metrics, "module", module)
+    vectors = selection.vectors(rows)
+    stepped = rows[rows["step"].notna() & selection.has_values(rows)]
+    without_step = selection.unique(rows[rows["step"].isna()], "method")
+    steps = sorted(stepped["step"].unique())
+
+    with style.context():
+        styles = style.method_styles(selection.unique(metrics, "method"))
+        figure = style.new_figure(height=2.9)
+        for panel, column in zip(figure.subplots(1, 2), selection.VALUES, strict=True):
+            for method in selection.unique(stepped, "method"):
+                by_step = stepped[stepped["method"] == method].groupby("step")[column]
+                low, median, high = (by_step.quantile(part) for part in (0.25, 0.5, 0.75))
+                x = median.index.astype(int)
+                panel.plot(x, median, **profiles.line_style(styles[method], len(x)))
+                if len(x) > 1:
+                    panel.fill_between(x, low, high, color=styles[method].color, alpha=0.13, linewidth=0)
+                else:
+                    panel.vlines(x, low, high, color=styles[method].color)
+            profiles.value_axis(panel, stepped, column, log)
+            panel.set_xlabel("step")
+            style.integer_axis(panel.xaxis, ticks=6)
+            if 0 < len(steps) <= 5:
+                panel.set_xticks([int(step) for step in steps])
+            if not steps:
+                panel.set_axis_off()
+                style.message(panel, "no checkpoint with a step and values")
+        labels = {method: method for method in selection.unique(stepped, "method")}
+        profiles.method_legend(figure, styles, labels, len(steps))
+        style.title(
+            figure,
+            f"{module}: {vectors}",
+            "line: median of the layers, band: their middle half" if stepped["layer"].nunique() > 1 else "",
+            f"not shown: {', '.join(without_step)}, without a step" if without_step else "",
+            selection.left_out(rows[rows["step"].notna()]),
+        )
+    return figure

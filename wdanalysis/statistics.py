@@ -1,0 +1,262 @@
+"""How ΔM goes with ΔD: correlation and least-squares line, pooled as in the paper and within its parts.
+
+The paper's Figures 2 and 7 pool the matrices of every layer and step in one panel, one regression line and
+one Pearson r (§3.2). A pooled r mixes what happens within a layer with what happens across layers, and the
+two can have opposite signs (Simpson's paradox); so the same numbers are given for every scope of `SCOPES`.
+
+The sums of squares are written out and not taken from `scipy.stats`: a table of 32 layers, 7 modules and 3
+methods asks for a thousand fits, the degrees of freedom differ within groups, and `scipy.stats` alone takes
+a second to import. It is what the tests compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri, stdtr, stdtrit
+
+CONFIDENCE = 0.95
+"""Coverage of every interval and band."""
+
+SCOPES = ("pooled", "step", "layer", "within_step", "within_layer")
+"""`pooled`: all points. `step`: one row a step, across its layers. `layer`: one row a layer, across its
+steps. `within_step`, `within_layer`: all points after taking out each group's mean."""
+
+CORRELATION_COLUMNS = (
+    "method",
+    "module",
+    "axis",
+    "scope",
+    "group",
+    "n",
+    "pearson_r",
+    "r_low",
+    "r_high",
+    "p_value",
+    "spearman_r",
+    "slope",
+    "slope_low",
+    "slope_high",
+    "intercept",
+)
+"""The columns of `correlations`."""
+
+LEAST_SPREAD = 1e-12
+"""Values whose range is below this share of the largest differ by rounding only."""
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Correlation of y with x and the line y = intercept + slope · x; NaN where there is no value.
+
+    Attributes
+    ----------
+    n
+        Number of points.
+    pearson_r, r_low, r_high
+        Pearson's r and its interval by Fisher's z; the interval asks for four points.
+    p_value
+        Two-sided, of r = 0 (equally of slope = 0), by Student's t.
+    spearman_r
+        Pearson's r of the ranks, ties at their mean rank.
+    slope, slope_low, slope_high, intercept
+        The line and the interval of its slope by Student's t.
+    x_mean, x_std
+        Centre and population standard deviation of x (of x − its group's mean), which `band` needs.
+    """
+
+    n: int
+    pearson_r: float = NAN
+    r_low: float = NAN
+    r_high: float = NAN
+    p_value: float = NAN
+    spearman_r: float = NAN
+    slope: float = NAN
+    slope_low: float = NAN
+    slope_high: float = NAN
+    intercept: float = NAN
+    x_mean: float = NAN
+    x_std: float = NAN
+
+    def line(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Return intercept + slope · x, of x's shape."""
+        return self.intercept + self.slope * np.asarray(x, dtype=np.float64)
+
+    def band(self, x: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lower and upper edge of the confidence band of the mean of y at x, each of x's shape.
+
+        The half-width is t · s · √(1/n + (x − x̄)²/Sxx): the slope's half-width times √(Sxx/n + (x − x̄)²).
+        """
+        distance = np.asarray(x, dtype=np.float64) - self.x_mean
+        half_width = (self.slope_high - self.slope) * np.hypot(self.x_std, distance)
+        return self.line(x) - half_width, self.line(x) + half_width
+
+
+def fit(x: ArrayLike, y: ArrayLike, *, groups: ArrayLike | None = None) -> Fit:
+    """Fit y = intercept + slope · x by least squares, and correlate.
+
+    With `groups` each group keeps a mean of its own: the slope is that of a regression with a dummy
+    variable for each group, and r is that of the values less their group's mean. G groups cost G − 1
+    degrees of freedom, of the p-value, of the slope's interval and of Fisher's z alike; the intercept is
+    that of the line through the mean of all points.
+
+    Parameters
+    ----------
+    x, y
+        (n,) numbers. A point with a NaN or an infinity is left out.
+    groups
+        (n,) labels; a missing label is a group of its own.
+
+    Returns
+    -------
+    Fit
+        Every number NaN, but for `n`, where x or y has no spread beyond rounding or where there are fewer
+        than three points (with G groups: fewer than G + 2).
+    """
+    points = np.array([x, y], dtype=np.float64)
+    known = np.isfinite(points).all(axis=0)
+    points = points[:, known]
+    n = points.shape[1]
+    group = np.zeros(n, dtype=np.intp)
+    if groups is not None:
+        group, _ = pd.factorize(np.asarray(groups)[known], use_na_sentinel=False)
+    freedom = n - 2 - int(group.max(initial=0))
+    if freedom < 1:
+        return Fit(n)
+    centred = np.array([_less_group_means(values, group) for values in points])
+    if (np.ptp(centred, axis=1) <= LEAST_SPREAD * np.abs(points).max(axis=1)).any():
+        return Fit(n)
+    u, v = centred
+    x_mean, y_mean = points.mean(axis=1)
+
+    slope = (u @ v) / (u @ u)
+    residual = v - slope * u
+    slope_error = np.sqrt((residual @ residual) / freedom / (u @ u))
+    half_width = stdtrit(freedom, 0.5 + CONFIDENCE / 2) * slope_error
+    r = _pearson(u, v)
+    with np.errstate(divide="ignore"):  # r = ±1: t and z are infinite, as they should
+        t = r * np.sqrt(freedom / ((1 - r) * (1 + r)))
+        z = np.arctanh(r)
+    r_low = r_high = NAN
+    if freedom > 1:
+        z_half_width = ndtri(0.5 + CONFIDENCE / 2) / np.sqrt(freedom - 1)  # n − 3 − (G − 1)
+        r_low, r_high = np.tanh(z - z_half_width), np.tanh(z + z_half_width)
+    return Fit(
+        n,
+        pearson_r=float(r),
+        r_low=float(r_low),
+        r_high=float(r_high),
+        p_value=float(2 * stdtr(freedom, -abs(t))),
+        spearman_r=float(_pearson(_centred_ranks(u), _centred_ranks(v))),
+        slope=float(slope),
+        slope_low=float(slope - half_width),
+        slope_high=float(slope + half_width),
+        intercept=float(y_mean - slope * x_mean),
+        x_mean=float(x_mean),
+        x_std=float(np.sqrt(u @ u / n)),
+    )
+
+
+def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Correlate ΔM (y) with ΔD (x) for each method, module and axis, in every scope of `SCOPES`.
+
+    Parameters
+    ----------
+    metrics
+        The metrics table: a row per method, step and matrix, with the columns method, step, layer, module,
+        axis, delta_m and delta_d.
+
+    Returns
+    -------
+    DataFrame
+        `CORRELATION_COLUMNS`, with the numbers of `Fit`; `group` is the step of a `step` row and the layer
+        of a `layer` row and otherwise empty. A row without ΔM or ΔD is not counted in `n`. A checkpoint
+        without a step is a step of its own; a matrix without a layer takes no part in `layer` and
+        `within_layer`.
+    """
+    numbers = list(CORRELATION_COLUMNS[5:])
+    rows = [
+        [*key, scope, group, *(getattr(line, number) for number in numbers)]
+        for key, matrices in metrics.groupby(["method", "module", "axis"], sort=False)
+        for scope, group, line in _scoped_fits(matrices)
+    ]
+    table = pd.DataFrame(rows, columns=list(CORRELATION_COLUMNS))
+    return table.astype({"group": "Int64", "n": "int64"} | dict.fromkeys(numbers[1:], "float64"))
+
+
+def summary(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Sum up each method and module in a row.
+
+    Parameters
+    ----------
+    metrics
+        The metrics table, as for `correlations`.
+
+    Returns
+    -------
+    DataFrame
+        method, module, axis; of the last step: `matrices` (their number), `step`, and the means `delta_m` and
+        `delta_d`; of all steps and layers: `n`, `pearson_r`, `r_low`, `r_high` and `slope` of the pooled fit.
+    """
+    keys = ["method", "module", "axis"]
+    last = at_last_step(metrics).groupby(keys, sort=False)
+    means = last.agg(
+        matrices=("step", "size"),
+        step=("step", "max"),
+        delta_m=("delta_m", "mean"),
+        delta_d=("delta_d", "mean"),
+    )
+    numbers = ["n", "pearson_r", "r_low", "r_high", "slope"]
+    fits = {key: _fit_rows(rows) for key, rows in metrics.groupby(keys, sort=False)}
+    pooled = pd.DataFrame(
+        [[*key, *(getattr(line, number) for number in numbers)] for key, line in fits.items()],
+        columns=keys + numbers,
+    )
+    return means.reset_index().merge(pooled, on=keys)
+
+
+def at_last_step(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each method's last step; a checkpoint without a step counts as the last."""
+    order = metrics["step"].astype("Float64").fillna(np.inf)
+    return metrics[order == order.groupby(metrics["method"]).transform("max")]
+
+
+def _scoped_fits(matrices: pd.DataFrame) -> Iterator[tuple[str, object, Fit]]:
+    """Yield scope, group and fit for the rows of one method, module and axis."""
+    in_a_layer = matrices[matrices["layer"].notna()]
+    yield "pooled", pd.NA, _fit_rows(matrices)
+    for step, rows in matrices.groupby("step", dropna=False):
+        yield "step", step, _fit_rows(rows)
+    for layer, rows in in_a_layer.groupby("layer"):
+        yield "layer", layer, _fit_rows(rows)
+    yield "within_step", pd.NA, _fit_rows(matrices, within="step")
+    yield "within_layer", pd.NA, _fit_rows(in_a_layer, within="layer")
+
+
+def _fit_rows(rows: pd.DataFrame, within: str | None = None) -> Fit:
+    groups = None if within is None else rows[within].to_numpy()
+    return fit(rows["delta_d"], rows["delta_m"], groups=groups)
+
+
+def _less_group_means(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the values less their group's mean."""
+    means = np.bincount(group, weights=values) / np.bincount(group)
+    centred: NDArray[np.float64] = values - means[group]
+    return centred
+
+
+def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    ranks: NDArray[np.float64] = np.asarray(pd.Series(values).rank(), dtype=np.float64)
+    centred: NDArray[np.float64] = ranks - ranks.mean()
+    return centred
+
+
+def _pearson(u: NDArray[np.float64], v: NDArray[np.float64]) -> np.float64:
+    """Return the correlation of two vectors of mean zero."""
+    return np.float64(np.clip((u @ v) / np.sqrt((u @ u) * (v @ v)), -1, 1))
