@@ -1,0 +1,57 @@
+"""The command `wd-analyze`: one module a command; nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from wdanalysis import __version__
+from wdanalysis.cli.compare import compare
+from wdanalysis.cli.inspect import inspect
+from wdanalysis.cli.plot import plot
+from wdanalysis.errors import WdAnalysisError
+
+app = typer.Typer(
+    name="wd-analyze",
+    help="What fine-tuning did to the weights: magnitude (ΔM) and direction (ΔD), after the DoRA paper.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(compare)
+app.command()(plot)
+app.command()(inspect)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wd-analyze {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one sentence and exit code 1."""
+    try:
+        app()
+    except WdAnalysisError as error:
+        sys.stderr.write(f"wd-analyze: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("wd-analyze: interrupted.\n")
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,5 @@
+"""`python -m wdanalysis.cli` is `wd-analyze`."""
+
+from wdanalysis.cli import main
+
+main()

@@ -1,0 +1,147 @@
+"""`wd-analyze compare`: the main job."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wdanalysis.cli import console, options
+
+if TYPE_CHECKING:
+    from wdanalysis.comparison import Comparison
+
+DEFAULT_OUT = Path("wd-analysis")
+
+
+def compare(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The pre-trained model: a file or folder.")],
+    tuned: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TUNED…",
+            help="Tuned checkpoints: a file, a folder with one checkpoint or adapter, or a folder of steps each.",
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Name the method of a TUNED path; otherwise its folder's name. Repeatable.",
+        ),
+    ] = None,
+    axis: Annotated[
+        options.AxisChoice,
+        typer.Option(
+            help="One vector per output feature (as the paper's code and PEFT) or per input feature."
+        ),
+    ] = options.AxisChoice.OUT,
+    modules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROLES|all|REGEX",
+            help="Roles such as q,v; all; or a regular expression on names.",
+            show_default="the attention projections that a method changed",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="0-11,20", help="Layers to keep.", show_default="all")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="500,1000", help="Training steps to keep.", show_default="all")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="LoRA's α, for an adapter file without its adapter_config.json.",
+            show_default="from the config",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = DEFAULT_OUT,
+    device: Annotated[
+        options.Device, typer.Option(help="Where to compute; auto takes the best that there is.")
+    ] = options.Device.AUTO,
+    figures: Annotated[
+        str, typer.Option(metavar="KINDS", help="Of scatter,layers,trajectory,heatmap; or all; or none.")
+    ] = "all",
+    format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = options.Format.PNG,
+    force: Annotated[bool, typer.Option("--force", help="Replace results that are in DIR.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the table.")
+    ] = False,
+) -> None:
+    """Measure ΔM and ΔD of tuned checkpoints against their base; write tables and figures.
+
+    Example: wd-analyze compare base.safetensors ft/ lora/ --modules q,v
+    """
+    named = options.labelled(tuned or [], label or [])
+    if not named:
+        raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
+    kinds = options.figure_kinds(figures)
+    kept_layers, kept_steps = options.numbers(layers, "--layers"), options.numbers(steps, "--steps")
+
+    from wdanalysis.results import check_free
+
+    check_free(out, force=force)
+
+    from wdanalysis import comparison as run
+    from wdanalysis.errors import WdAnalysisError
+
+    with console.byte_progress(quiet=quiet or as_json) as progress:
+        try:
+            compared = run.compare_paths(
+                base,
+                named,
+                axis=axis.value,
+                modules=modules,
+                layers=kept_layers,
+                steps=kept_steps,
+                alpha=alpha,
+                progress=progress,
+            )
+        except run.Interrupted as interrupted:
+            partial = interrupted.comparison
+            if partial.metrics.empty:
+                raise
+            partial.save(out, figures=[], force=force)
+            raise WdAnalysisError(
+                f"interrupted; the {len(partial.metrics)} rows measured so far are in {out} "
+                '(its run.json says "complete": false).'
+            ) from None
+    written = compared.save(out, figures=kinds, format=format.value, force=force)
+    if as_json:
+        console.lines(json.dumps(_as_json(compared, out, written), ensure_ascii=False))
+    elif not quiet:
+        console.warn(compared.warnings)
+        _print(compared, out, written)
+
+
+def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
+    console.summary_table(compared.summary())
+    feature = "output" if compared.axis == "out" else "input"
+    console.lines(
+        f"Axis {compared.axis}: one vector per {feature} feature. ΔM, ΔD: means over the layers at the last step. "
+        "r, slope: ΔM on ΔD over all layers and steps."
+    )
+    if skipped := Counter(compared.skipped["reason"]):
+        reasons = "; ".join(f"{count} × {reason}" for reason, count in skipped.most_common())
+        console.lines(f"Left out: {skipped.total()} ({reasons}); run.json names each.")
+    figures = sum(path.parent != out for path in written)
+    tables = ", ".join(path.name for path in written if path.parent == out)
+    console.lines(f"Wrote {out}/: {tables}" + (f", {figures} figures in figures/" if figures else ""))
+
+
+def _as_json(compared: Comparison, out: Path, written: list[Path]) -> dict[str, object]:
+    return {
+        "out": str(out),
+        "axis": compared.axis,
+        "rows": len(compared.metrics),
+        "summary": json.loads(compared.summary().to_json(orient="records")),
+        "skipped": compared.run["skipped"],
+        "warnings": compared.warnings,
+        "files": [str(path) for path in written],
+    }

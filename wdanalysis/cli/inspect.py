@@ -1,0 +1,111 @@
+"""`wd-analyze inspect`: what a file or folder is, from headers alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wdanalysis.cli import console
+
+if TYPE_CHECKING:
+    from wdanalysis.checkpoints.inspection import CheckpointSummary, Inspection, ModuleCount
+
+
+def inspect(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files or folders.")],
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="LoRA's α, for an adapter file without its adapter_config.json.",
+            show_default="from the config",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
+) -> None:
+    """Say what files and folders are: format, dtypes, matrices by role and layer, steps, adapter settings, size.
+
+    Example: wd-analyze inspect lora/ --json
+    """
+    from wdanalysis.checkpoints.inspection import inspect as inspect_path
+
+    inspections = [inspect_path(path, alpha=alpha) for path in paths]
+    if as_json:
+        console.lines(
+            json.dumps([dataclasses.asdict(found) for found in inspections], default=str, ensure_ascii=False)
+        )
+        return
+    for place, found in enumerate(inspections):
+        if place:
+            console.lines("")
+        _print(found)
+
+
+def _print(found: Inspection) -> None:
+    checkpoints = found.checkpoints
+    console.lines(f"{found.path}: {found.name}, {_count(len(checkpoints), 'checkpoint')}")
+    console.table(
+        [("step", "right"), ("format", "left"), ("family", "left"), ("tensors", "right"), ("parameters", "right"),
+         ("dtypes", "left"), ("size", "right")],
+        [
+            (
+                console.number(checkpoint.step, 12),
+                checkpoint.format,
+                checkpoint.family,
+                f"{checkpoint.tensors:,}",
+                f"{checkpoint.parameters:,}",
+                ", ".join(f"{dtype} × {count}" for dtype, count in checkpoint.dtypes.items()),
+                _bytes(checkpoint.nbytes),
+            )
+            for checkpoint in checkpoints
+        ],
+    )  # fmt: skip
+    last: CheckpointSummary = checkpoints[-1]
+    console.table(
+        [("module", "left"), ("matrices", "right"), ("layers", "left"), ("out × in", "left")],
+        [
+            (module.module, str(module.matrices), _ranges(module.layers), _shapes(module))
+            for module in last.modules
+        ],
+    )
+    if last.adapter is not None:
+        console.table(
+            [("adapter", "left"), ("", "left")], [(key, _plain(value)) for key, value in last.adapter.items()]
+        )
+    console.warn(found.notes)
+
+
+def _shapes(module: ModuleCount) -> str:
+    shown = [f"{outputs} × {inputs}" for outputs, inputs in module.shapes[:3]]
+    return ", ".join(shown) + (f" and {len(module.shapes) - 3} more" if len(module.shapes) > 3 else "")
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """Layers 0, 1, 2, 5 as ``0–2, 5``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "–"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

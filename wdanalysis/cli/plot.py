@@ -1,0 +1,32 @@
+"""`wd-analyze plot`: the figures again, from saved tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wdanalysis.cli import console, options
+
+
+def plot(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The results of `wd-analyze compare`.")],
+    figures: Annotated[
+        str, typer.Option(metavar="KINDS", help="Of scatter,layers,trajectory,heatmap; or all.")
+    ] = "all",
+    format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = options.Format.PNG,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Draw the figures of a saved comparison again; those of the same name are replaced.
+
+    Example: wd-analyze plot wd-analysis --figures scatter --format pdf
+    """
+    kinds = options.figure_kinds(figures)
+
+    from wdanalysis.comparison import Comparison
+    from wdanalysis.results import draw
+
+    drawn = draw(Comparison.load(directory), directory, kinds=kinds, format=format.value)
+    if not quiet:
+        console.lines(*map(str, drawn))
