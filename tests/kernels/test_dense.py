@@ -117,7 +117,7 @@ def test_a_number_that_is_not_finite_shows_in_the_sums_of_its_vector_only(
     assert np.isfinite(found.magnitude_change).tolist() == [True, True, False, True, True]
 
 
-matrices = npst.arrays(np.float64, (5, 6), elements=st.floats(-1, 1, width=16))
+matrices = npst.arrays(np.float64, (5, 6), elements=st.integers(-64, 64).map(lambda n: n / 64))
 
 
 @settings(deadline=None, max_examples=50)
