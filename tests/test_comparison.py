@@ -390,3 +390,112 @@ def test_names_are_data_in_the_html_that_jupyter_shows(base: Path, tmp_path: Pat
     shown = wd.compare(base, {"<script>alert(1)</script>": tuned})._repr_html_()
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
+
+
+def test_a_resized_vocabulary_of_one_method_leaves_the_rows_of_another_alone(
+    base: Path, tmp_path: Path
+) -> None:
+    name = "model.embed_tokens.weight"
+    cut = moved(llama())
+    cut[name] = cut[name][:12]
+    A, B = torch.randn(2, 20), 0.1 * torch.randn(8, 2)
+    prefix, lora = "base_model.model.model.embed_tokens", tmp_path / "lora"
+    write(
+        lora / "adapter_model.safetensors", {f"{prefix}.lora_embedding_A": A, f"{prefix}.lora_embedding_B": B}
+    )
+    (lora / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    W0 = llama()[name].T
+    for axis in ("out", "in"):
+        compared = wd.compare(
+            base, {"FT": write(tmp_path / "ft.safetensors", cut), "LoRA": lora}, modules="embed", axis=axis
+        )
+        ft, adapter = rows(compared, method="FT").iloc[0], rows(compared, method="LoRA").iloc[0]
+        assert ft.delta_d == pytest.approx(wd.delta_d(W0[:, :12], cut[name].T, axis), rel=1e-6)
+        assert adapter.delta_d == pytest.approx(
+            wd.delta_d(W0, W0.double() + B.double() @ A.double(), axis), rel=1e-6
+        )
+
+
+@pytest.mark.parametrize("size", [1e-90, 1e90])
+def test_weights_far_from_one_neither_overflow_nor_underflow(tmp_path: Path, size: float) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    W0 = torch.randn(4, 4, dtype=torch.float64)
+    W = W0 + 0.01 * torch.randn(4, 4, dtype=torch.float64)
+    base = write(tmp_path / "base.safetensors", {name: size * W0})
+    row = wd.compare(base, write(tmp_path / "ft.safetensors", {name: size * W})).metrics.iloc[0]
+    assert row.delta_d == pytest.approx(wd.delta_d(W0, W), rel=1e-6)
+
+
+def test_one_name_from_two_places_needs_a_label(base: Path, tmp_path: Path) -> None:
+    for run, step in (("a", 10), ("b", 20)):
+        write_steps(tmp_path / run / "lora", llama(), steps=(step,))
+    paths = [tmp_path / "a" / "lora", tmp_path / "b" / "lora"]
+    with pytest.raises(ComparisonError, match=r"both be called 'lora'.*--label"):
+        wd.compare(base, paths)
+    assert wd.compare(base, {"LoRA": paths}).metrics["step"].unique().tolist() == [10, 20]
+
+
+def test_the_same_path_twice_is_said_so(base: Path, tmp_path: Path) -> None:
+    ft = write_model(tmp_path / "ft", moved(llama()))
+    with pytest.raises(ComparisonError, match="given twice"):
+        wd.compare(base, {"FT": [ft, ft]})
+
+
+def test_a_chat_model_is_not_its_base(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "llama-2-7b-chat", llama())
+    lora = write_lora(tmp_path / "lora", llama())
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "meta-llama/llama-2-7b"
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    assert any("llama-2-7b-chat" in warning for warning in wd.compare(base, lora).warnings)
+
+
+def test_a_module_that_the_last_step_lacks_stays_in_the_summary(base: Path, tmp_path: Path) -> None:
+    ft = write_steps(tmp_path / "ft", llama(), steps=(10,))
+    write_model(ft / "checkpoint-20", {k: v for k, v in moved(llama()).items() if "k_proj" not in k})
+    summary = wd.compare(base, ft).summary().set_index("module")
+    assert summary["step"].to_dict() == {"q": 20, "k": 10, "v": 20}
+
+
+def test_a_checkpoint_that_vanishes_in_mid_run_loses_nothing(base: Path, tmp_path: Path) -> None:
+    ft = write(tmp_path / "ft.safetensors", moved(llama()))
+    compared = wd.compare(base, ft, progress=lambda done, _: ft.unlink(missing_ok=True) if done else None)
+    assert compared.run["inputs"]["ft"][0]["files"][0]["bytes"] > 0
+
+
+def test_results_survive_a_replacement_that_fails(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wdanalysis import results
+
+    compared = wd.compare(base, write_steps(tmp_path / "ft", llama()))
+    compared.save(tmp_path / "out", figures=["layers"])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    monkeypatch.setattr(
+        results.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(WdAnalysisError, match="disk is full"):
+        compared.save(tmp_path / "out", force=True)
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    } == before
+
+
+def test_tables_are_whole_where_drawing_fails(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wdanalysis import results
+
+    def full(*_: object, **__: object) -> list[Path]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wdanalysis.figures.save_figures", full)
+    compared = wd.compare(base, write_steps(tmp_path / "ft", llama()))
+    with pytest.raises(WdAnalysisError, match="disk is full"):
+        compared.save(tmp_path / "out")
+    monkeypatch.undo()
+    assert results.redraw(tmp_path / "out", figures=["heatmap"])
+    outputs = json.loads((tmp_path / "out" / "run.json").read_text())["outputs"]
+    assert "figures/heatmap_ft.png" in outputs
+    compared.save(tmp_path / "out", figures=[], force=True)
+    assert not list((tmp_path / "out" / "figures").iterdir())

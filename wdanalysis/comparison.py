@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
+import os
 import platform
 import sys
 import time
@@ -267,6 +268,7 @@ def compare_paths(
     base_checkpoint = open_checkpoint(base)
     methods = _open_methods(tuned, alpha=alpha, steps=steps)
     planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
+    inputs = {"BASE": _inputs([base_checkpoint]), **{m: _inputs(s.checkpoints) for m, s in methods.items()}}
     opened = time.time()
     rows: list[MatrixChange] = []
     interrupted = False
@@ -290,10 +292,7 @@ def compare_paths(
         "options": options,
         "complete": not interrupted,
         "matrices": {"measured": len(rows), "in_table": len(metrics)},
-        "inputs": {
-            "BASE": _inputs([base_checkpoint]),
-            **{m: _inputs(s.checkpoints) for m, s in methods.items()},
-        },
+        "inputs": inputs,
         "skipped": [dataclasses.asdict(skip) for skip in planned.skipped],
         "warnings": list(dict.fromkeys(warnings)),
         "seconds": {"open": round(opened - started, 3), "measure": round(time.time() - opened, 3)},
@@ -319,12 +318,26 @@ def _open_methods(
         raise ComparisonError("nothing to compare BASE with: give at least one tuned checkpoint")
     several = len(named) > 1
     found: dict[str, list[Series]] = {}
-    for name, path in named:
+    homes: dict[str, tuple[str, str | Path]] = {}
+    for label, path in named:
         # A path may hold only some of the steps that are asked for, as long as another holds the rest.
         series = open_series(path, alpha=alpha, steps=None if several else steps)
-        found.setdefault(name or series.name, []).append(series)
+        name = _encodable(label or series.name)
+        # One name from two places is two methods, unless the user says that it is one.
+        home = f"label {label}" if label else os.path.dirname(os.path.realpath(path))
+        known = homes.setdefault(name, (home, path))
+        if known[0] != home:
+            raise ComparisonError(
+                f"{known[1]} and {path} would both be called {name!r}: name one of them with --label NAME={path}"
+            )
+        found.setdefault(name, []).append(series)
     methods = {name: _joined(name, parts) for name, parts in found.items()}
     return _keep_steps(methods, steps) if several and steps is not None else methods
+
+
+def _encodable(text: str) -> str:
+    """The text with what UTF-8 cannot hold (a file's name may) as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _named_paths(
@@ -352,6 +365,8 @@ def _joined(name: str, parts: Sequence[Series]) -> Series:
     for one, other in itertools.pairwise(checkpoints):
         if one.step == other.step:
             at = "no known step" if one.step is None else f"step {one.step}"
+            if os.path.realpath(one.path) == os.path.realpath(other.path):
+                raise ComparisonError(f"{one.path} is given twice for {name!r}; leave one out")
             raise ComparisonError(
                 f"{one.path} and {other.path} are both called {name!r} and have {at}: "
                 f"name one of them with --label NAME={other.path}"
@@ -382,6 +397,7 @@ def _table(rows: Sequence[MatrixChange], methods: Sequence[str]) -> pd.DataFrame
     table = pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=list(COLUMNS))
     floats = {column: "float64" for column in COLUMNS if column not in _COLUMN_TYPES and column not in _TEXT}
     table = table.astype({**_COLUMN_TYPES, **floats})
+    table = table.assign(**{column: table[column].map(_encodable) for column in ("module", "name")})
     split = table["module"].str.rpartition(".")
     role = {role: place for place, role in enumerate(_ROLE_ORDER)}
     keys = {
@@ -397,7 +413,7 @@ def _finish(table: pd.DataFrame, planned: Plan) -> tuple[pd.DataFrame, list[str]
     """Keep what was changed, unless the user chose the modules; and say what the numbers do not."""
     warnings = []
     for row in table[table["delta_m"].isna()].to_dict("records"):
-        at = "" if row["step"] is pd.NA else f" at step {row['step']}"
+        at = "" if pd.isna(row["step"]) else f" at step {row['step']}"
         where = f"{row['name']} of {row['method']}{at}"
         warnings.append(f"{where} or of BASE holds NaN or Inf: its metrics are left empty")
     if zero := int(table["zero_vectors"].gt(0).sum()):

@@ -15,5 +15,9 @@ class ComparisonError(WdAnalysisError):
     """Checkpoints were read, but there is nothing in them to compare."""
 
 
+class TrainingError(WdAnalysisError):
+    """A model cannot be tuned as asked."""
+
+
 class OutputError(WdAnalysisError):
     """Results cannot be written, or would overwrite others."""

@@ -171,14 +171,12 @@ def plan(
     ]
     architecture = _architecture(base, states)
     chosen = _Choice.of(architecture, base, modules, layers)
-    jobs: dict[_JobKey, Job] = {}
+    jobs = _Jobs()
     skipped: list[Skipped] = []
     notes: list[str] = []
     for name, matrix in chosen.matrices.items():
         tensor = base.tensors[name]
-        if tensor.is_float:
-            jobs[name, matrix.in_by_out] = Job(tensor, matrix, tensor.rows)
-        else:
+        if not tensor.is_float:
             skipped.append(Skipped("BASE", base.step, name, f"is stored as {tensor.dtype}, not as floats"))
         if matrix.note:
             notes.append(f"{name}: {matrix.note}")
@@ -190,10 +188,45 @@ def plan(
     for state in states:
         _pair_tensors(state, base, chosen, jobs, skipped, notes)
         _pair_updates(state, base, index, chosen, jobs, skipped)
-    used = tuple(job for job in jobs.values() if job.dense or job.updates)
-    if not used:
+    if not jobs:
         raise ComparisonError(_nothing_selected(base, modules, layers, chosen, skipped))
-    return Plan(used, tuple(skipped), tuple(dict.fromkeys(notes)), chosen.modules_chosen)
+    present = {matrix.layer for matrix in chosen.matrices.values()}
+    if absent := sorted((chosen.layers or set()) - present):
+        notes.append(f"no selected matrix is in layer {', '.join(map(str, absent))}")
+    return Plan(jobs.in_order_of(base), tuple(skipped), tuple(dict.fromkeys(notes)), chosen.modules_chosen)
+
+
+class _Jobs:
+    """The jobs so far: one for each stored matrix, way to read it (a tied one may have two) and number of rows."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[tuple[str, bool, int], Job] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(
+        self,
+        tensor: StoredTensor,
+        matrix: Matrix,
+        rows: int,
+        *,
+        dense: tuple[State, StoredTensor] | None = None,
+        update: tuple[State, LowRankUpdate] | None = None,
+    ) -> None:
+        """Compare one more tuned tensor or update with a matrix of the base."""
+        key = (tensor.name, matrix.in_by_out, rows)
+        job = self._jobs.get(key) or Job(tensor, matrix, rows)
+        self._jobs[key] = replace(
+            job,
+            dense=job.dense if dense is None else (*job.dense, dense),
+            updates=job.updates if update is None else (*job.updates, update),
+        )
+
+    def in_order_of(self, base: Checkpoint) -> tuple[Job, ...]:
+        """All jobs, in the order in which the base's files hold their matrices."""
+        place = {name: index for index, name in enumerate(base.tensors)}
+        return tuple(sorted(self._jobs.values(), key=lambda job: place[job.base.name]))
 
 
 @dataclass(frozen=True)
@@ -260,22 +293,8 @@ def _architecture(base: Checkpoint, states: Sequence[State]) -> Architecture:
     return recognise(shapes, base.config or next((config for config in model_configs if config), None))
 
 
-_JobKey = tuple[str, bool | None]
-"""The name of a stored matrix of the base, and whether it is read as in × out: a tied one may be read both ways."""
-
-
-def _key(name: str, chosen: _Choice) -> _JobKey:
-    matrix = chosen.matrices.get(name)
-    return name, None if matrix is None else matrix.in_by_out
-
-
 def _pair_tensors(
-    state: State,
-    base: Checkpoint,
-    chosen: _Choice,
-    jobs: dict[_JobKey, Job],
-    skipped: list[Skipped],
-    notes: list[str],
+    state: State, base: Checkpoint, chosen: _Choice, jobs: _Jobs, skipped: list[Skipped], notes: list[str]
 ) -> None:
     checkpoint = state.checkpoint
     if checkpoint.is_adapter and not checkpoint.tensors:
@@ -293,40 +312,36 @@ def _pair_tensors(
             f"({_example(checkpoint.tensors)} there, {_example(base.tensors)} here): are they of the same model?"
         )
     for base_name, tuned_name in matching.pairs.items():
-        key = _key(base_name, chosen)
-        if key not in jobs:
+        matrix, tuned = chosen.matrices.get(base_name), checkpoint.tensors[tuned_name]
+        if matrix is None or not base.tensors[base_name].is_float:
             continue
-        tuned = checkpoint.tensors[tuned_name]
-        if not tuned.is_float:
+        if tuned.is_float:
+            rows = _common_rows(base.tensors[base_name], tuned, matrix, notes)
+            jobs.add(base.tensors[base_name], matrix, rows, dense=(state, tuned))
+        else:
             reason = f"is stored as {tuned.dtype}, not as floats"
             skipped.append(Skipped(state.method, state.step, base_name, reason))
-            continue
-        job = _fit_rows(jobs[key], tuned, notes)
-        jobs[key] = replace(job, dense=(*job.dense, (state, tuned)))
     if not checkpoint.is_adapter:
-        for name in matching.only_base:
-            if _key(name, chosen) in jobs:
-                skipped.append(
-                    Skipped(state.method, state.step, name, "is in BASE, but not in this checkpoint")
-                )
+        reason = "is in BASE, but not in this checkpoint"
+        missing = (name for name in matching.only_base if name in chosen.matrices)
+        skipped.extend(Skipped(state.method, state.step, name, reason) for name in missing)
     for name in matching.only_tuned:
         if chosen.matrix(name, checkpoint.tensors[name].shape) is not None:
             skipped.append(Skipped(state.method, state.step, name, "is in this checkpoint, but not in BASE"))
 
 
-def _fit_rows(job: Job, tuned: StoredTensor, notes: list[str]) -> Job:
-    """The job as it is where the shapes agree; cut to the common rows where a vocabulary was resized."""
-    base = job.base
+def _common_rows(base: StoredTensor, tuned: StoredTensor, matrix: Matrix, notes: list[str]) -> int:
+    """How many rows to compare: all of them, or the common ones where a vocabulary was resized."""
     if tuned.shape == base.shape:
-        return job
-    roles = {part.module.rsplit(".", 1)[-1] for part in job.matrix.parts}
+        return base.rows
+    roles = {part.module.rsplit(".", 1)[-1] for part in matrix.parts}
     if roles <= _VOCABULARY_MODULES and tuned.shape[1:] == base.shape[1:]:
-        rows = min(job.rows, tuned.rows)
+        rows = min(base.rows, tuned.rows)
         notes.append(
             f"{base.name} has {base.rows} rows in BASE and {tuned.rows} in {tuned.path} (a resized vocabulary): "
             f"the first {rows} are compared"
         )
-        return replace(job, rows=rows)
+        return rows
     raise ComparisonError(
         f"{base.name} is {_times(base.shape)} in {base.path} and {_times(tuned.shape)} in {tuned.path}: "
         "these are different models, or leave it out with --modules"
@@ -334,12 +349,7 @@ def _fit_rows(job: Job, tuned: StoredTensor, notes: list[str]) -> Job:
 
 
 def _pair_updates(
-    state: State,
-    base: Checkpoint,
-    index: NameIndex,
-    chosen: _Choice,
-    jobs: dict[_JobKey, Job],
-    skipped: list[Skipped],
+    state: State, base: Checkpoint, index: NameIndex, chosen: _Choice, jobs: _Jobs, skipped: list[Skipped]
 ) -> None:
     updates = state.checkpoint.updates
     targets = {update.module: index.tensor_of(update.module) for update in updates}
@@ -357,18 +367,21 @@ def _pair_updates(
         # By the adapter's own name for it: lm_head may be stored as the embedding that it is tied to.
         matrix = chosen.matrix(f"{update.module}.weight", tensor.shape)
         if matrix is not None and tensor.is_float:
-            matrix = _orient(matrix, tensor, update)
-            job = jobs.get((name, matrix.in_by_out)) or Job(tensor, matrix, tensor.rows)
-            jobs[name, matrix.in_by_out] = replace(job, updates=(*job.updates, (state, update)))
+            matrix, fitted = orient(matrix, tensor, update)
+            jobs.add(tensor, matrix, tensor.rows, update=(state, fitted))
 
 
-def _orient(matrix: Matrix, tensor: StoredTensor, update: LowRankUpdate) -> Matrix:
-    """The matrix, lying as the adapter's factors fit it.
+def orient(matrix: Matrix, tensor: StoredTensor, update: LowRankUpdate) -> tuple[Matrix, LowRankUpdate]:
+    """The matrix, lying as the adapter's factors fit it, and the update, as wide as the matrix.
 
     A name that is recognised tells best; then the adapter's `fan_in_fan_out`, one word for all of its modules, which
     PEFT leaves as its last module had it; then the shapes.
+
+    Raises
+    ------
+    ComparisonError
+        The factors fit neither way.
     """
-    adapted = (update.B.shape[0], update.A.size // update.rank)
     stored = (tensor.rows, tensor.row_length)
     guesses = (
         (matrix.in_by_out, update.in_by_out)
@@ -376,16 +389,17 @@ def _orient(matrix: Matrix, tensor: StoredTensor, update: LowRankUpdate) -> Matr
         else (update.in_by_out, not update.in_by_out)
     )
     for in_by_out in guesses:
-        if adapted == (stored[::-1] if in_by_out else stored):
+        outputs, inputs = stored[::-1] if in_by_out else stored
+        fitted = update.of_inputs(inputs)
+        if fitted.shape == (outputs, inputs):
             if in_by_out == matrix.in_by_out:
-                return matrix
+                return matrix, fitted
             if len(matrix.parts) == 1:
-                return replace(
-                    matrix, in_by_out=in_by_out, parts=(replace(matrix.parts[0], runs=((0, adapted[0]),)),)
-                )
+                whole = replace(matrix.parts[0], runs=((0, outputs),))
+                return replace(matrix, in_by_out=in_by_out, parts=(whole,)), fitted
     raise ComparisonError(
-        f"{update.A.path} adapts {update.module} as {_times(adapted)} (out × in), but {tensor.name} in {tensor.path} "
-        f"is stored as {_times(stored)}: is it the model that the adapter was trained on?"
+        f"{update.A.path} adapts {update.module} as {_times(update.shape)} (out × in), but {tensor.name} in "
+        f"{tensor.path} is stored as {_times(stored)}: is it the model that the adapter was trained on?"
     )
 
 
@@ -431,7 +445,7 @@ def base_mismatch(base: Checkpoint, adapter: Checkpoint) -> str | None:
     if not trained_on or not known:
         return None
     wanted = Path(str(trained_on)).name.lower()
-    if any(wanted in name.lower() for name in known):
+    if wanted in {name.lower() for name in known}:
         return None
     return f"{adapter.path} says that it was trained on {trained_on}, and BASE is {base.path}"
 
@@ -446,5 +460,5 @@ def _identities(base: Checkpoint) -> set[str]:
         else [path.stem, path.parent.name if path.stem in generic - {"base"} else ""]
     )
     configured = Path(str((base.config or {}).get("_name_or_path", ""))).name
-    hub = [part for part in path.parts if part.startswith("models--")]
+    hub = [part.rsplit("--", 1)[-1] for part in path.parts if part.startswith("models--")]
     return {name for name in [*own, configured, *hub] if name.lower() not in generic}

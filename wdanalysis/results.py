@@ -26,6 +26,7 @@ CORRELATIONS_CSV = "correlations.csv"
 RUN_JSON = "run.json"
 FIGURES = "figures"
 FIGURE_KINDS = ("scatter", "layers", "trajectory", "heatmap")
+FORMATS = ("png", "pdf", "svg")
 
 
 def save(
@@ -36,32 +37,59 @@ def save(
     format: str = "png",
     force: bool = False,
 ) -> list[Path]:
-    """Write a comparison into a folder; see `Comparison.save`."""
+    """Write a comparison into a folder; see `Comparison.save`.
+
+    Tables and provenance come first, so that figures which a full disk or Ctrl-C cut short can be drawn again from
+    them; what an earlier run wrote and this one does not is removed last.
+    """
+    kinds = check_kinds(FIGURE_KINDS if figures is None else figures, format)
     check_free(directory, force=force)
-    if force:
-        _remove_old(directory)
+    old = _outputs(directory)
     metrics, correlations = comparison.metrics, comparison.correlations()
-    written = [
+    tables = [
         _write(directory / METRICS_CSV, lambda file: metrics.to_csv(file, index=False)),
         _write(directory / METRICS_PARQUET, lambda file: metrics.to_parquet(file, index=False)),
         _write(directory / CORRELATIONS_CSV, lambda file: correlations.to_csv(file, index=False)),
     ]
-    kinds = FIGURE_KINDS if figures is None else tuple(figures)
-    written_figures = draw(comparison, directory, kinds=kinds, format=format)
-    outputs = [str(path.relative_to(directory)) for path in [*written, *written_figures]]
-    run = {**comparison.run, "outputs": [*outputs, RUN_JSON]}
-    text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-    return [*written, *written_figures, _write(directory / RUN_JSON, lambda file: file.write(text.encode()))]
+    run_json = _write_run(comparison, directory, tables)
+    drawn = _draw(comparison, directory, kinds, format)
+    _write_run(comparison, directory, [*tables, *drawn])
+    for stale in old - {*tables, *drawn, run_json}:
+        stale.unlink(missing_ok=True)
+    return [*tables, *drawn, run_json]
 
 
-def draw(comparison: Comparison, directory: Path, *, kinds: Iterable[str], format: str = "png") -> list[Path]:
-    """Write the figures of a comparison into `directory/figures`, replacing those of the same name.
+def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> list[Path]:
+    """Draw the figures of saved results again, replacing those of the same name.
 
     Raises
     ------
     OutputError
-        The folder cannot be written.
+        There are no results, or the folder cannot be written.
     """
+    kinds = check_kinds(figures, format)
+    comparison = load(directory)
+    drawn = _draw(comparison, directory, kinds, format)
+    _write_run(comparison, directory, sorted(_outputs(directory) | set(drawn)))
+    return drawn
+
+
+def check_kinds(kinds: Iterable[str], format: str) -> list[str]:
+    """The kinds of figures as a list.
+
+    Raises
+    ------
+    OutputError
+        There is no such kind or format.
+    """
+    kinds = list(kinds)
+    for choice, choices in [(format, FORMATS), *((kind, FIGURE_KINDS) for kind in kinds)]:
+        if choice not in choices:
+            raise OutputError(f"there is no figure {choice!r}; choose of {', '.join(choices)}")
+    return kinds
+
+
+def _draw(comparison: Comparison, directory: Path, kinds: Iterable[str], format: str) -> list[Path]:
     kinds = list(kinds)
     if not kinds or not comparison.metrics["delta_m"].notna().any():
         return []
@@ -73,6 +101,24 @@ def draw(comparison: Comparison, directory: Path, *, kinds: Iterable[str], forma
         with tempfile.TemporaryDirectory(dir=target, prefix=".drawing-") as beside:
             drawn = save_figures(comparison.metrics, beside, kinds=kinds, format=format)
             return [path.replace(target / path.name) for path in drawn]
+
+
+def _write_run(comparison: Comparison, directory: Path, outputs: Iterable[Path]) -> Path:
+    names = [*(str(path.relative_to(directory)) for path in outputs), RUN_JSON]
+    run = {**comparison.run, "outputs": list(dict.fromkeys(names))}
+    text = json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _write(directory / RUN_JSON, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
+def _outputs(directory: Path) -> set[Path]:
+    """The files that an earlier run says that it wrote into the folder."""
+    try:
+        outputs = json.loads((directory / RUN_JSON).read_text(encoding="utf-8")).get("outputs")
+    except (OSError, ValueError, AttributeError):
+        return set()
+    inside = directory.resolve()
+    paths = (directory / str(output) for output in (outputs if isinstance(outputs, list) else []))
+    return {path for path in paths if path.resolve().is_relative_to(inside) and path.is_file()}
 
 
 def load(directory: Path) -> Comparison:
@@ -93,33 +139,28 @@ def load(directory: Path) -> Comparison:
 
 
 def check_free(directory: Path, *, force: bool) -> None:
-    """Refuse a folder that already holds results, and a path that is no folder, before any work is done.
+    """Refuse a folder that holds results, or that cannot be written, before any work is done.
 
     Raises
     ------
     OutputError
-        There are results and `force` is False, or `directory` is a file.
+        There are results and `force` is False; `directory` is a file, or may not be written.
     """
-    if directory.exists() and not directory.is_dir():
-        raise OutputError(f"{directory} is a file; give a folder for the results with --out.")
-    present = [name for name in (RUN_JSON, METRICS_CSV, METRICS_PARQUET) if (directory / name).exists()]
-    if present and not force:
-        raise OutputError(
-            f"{directory} already holds results ({present[0]}); replace them with --force or choose --out."
-        )
-
-
-def _remove_old(directory: Path) -> None:
-    """Remove what an earlier run says that it wrote, so that no figure of it stays among the new ones."""
-    try:
-        outputs = json.loads((directory / RUN_JSON).read_text(encoding="utf-8")).get("outputs", [])
-    except (OSError, ValueError, AttributeError):
-        return
-    inside = directory.resolve()
-    for output in outputs:
-        path = directory / str(output)
-        if path.resolve().is_relative_to(inside) and path.is_file():
-            path.unlink()
+    with _plain_errors(directory):
+        if directory.exists() and not directory.is_dir():
+            raise OutputError(f"{directory} is a file; give a folder for the results with --out.")
+        present = [name for name in (RUN_JSON, METRICS_CSV, METRICS_PARQUET) if (directory / name).exists()]
+        if present and not force:
+            raise OutputError(
+                f"{directory} already holds results ({present[0]}); replace them with --force or choose --out."
+            )
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            tempfile.TemporaryFile(dir=directory).close()
+        finally:
+            for path in missing:
+                path.rmdir()
 
 
 def _write(path: Path, fill: Callable[[BufferedWriter], Any]) -> Path:

@@ -222,9 +222,9 @@ def summary(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_last_step(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of each method's last step; a checkpoint without a step counts as the last."""
+    """Return the rows of the last step that a method has of a module; one without a step counts as the last."""
     order = metrics["step"].astype("Float64").fillna(np.inf)
-    return metrics[order == order.groupby(metrics["method"]).transform("max")]
+    return metrics[order == order.groupby([metrics["method"], metrics["module"]]).transform("max")]
 
 
 def _scoped_fits(matrices: pd.DataFrame) -> Iterator[tuple[str, object, Fit]]:

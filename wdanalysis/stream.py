@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,23 +89,20 @@ def stream(
     if progress:
         progress(0, total)
     with ThreadPoolExecutor(threads, thread_name_prefix="wd-analyze") as pool:
-        jobs, running = iter(plan.jobs), {}
-        order: list[Future[list[MatrixChange]]] = []
+        jobs = iter(plan.jobs)
+        running: deque[tuple[Job, Future[list[MatrixChange]]]] = deque()
         try:
             while True:
-                while len(order) < 4 * threads and (job := next(jobs, None)) is not None:
-                    future = pool.submit(measure, job, axis)
-                    running[future] = job
-                    order.append(future)
-                if not order:
+                while len(running) < 4 * threads and (job := next(jobs, None)) is not None:
+                    running.append((job, pool.submit(measure, job, axis)))
+                if not running:
                     return
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    done += running.pop(future).nbytes
+                job, future = running.popleft()
+                rows = future.result()
+                done += job.nbytes
                 if progress:
                     progress(done, total)
-                while order and order[0].done():
-                    yield order.pop(0).result()
+                yield rows
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -176,47 +174,73 @@ class _LowRankPass:
                     sums.add(block, tile.vectors(axis), tile.length(axis))
 
     def rows(self) -> list[MatrixChange]:
-        by_update: dict[int, list[VectorChanges]] = {index: [] for index in range(len(self._loaded))}
-        for part_index, part in enumerate(self._job.matrix.parts):
-            for axis in sorted(set(self._first_axis)):
-                members = [index for index, first in enumerate(self._first_axis) if first == axis]
-                sums = self._sums[part_index, axis].sums()
-                for index, triple, (factors, magnitude) in zip(
-                    members, sums, self._of(part, axis), strict=True
-                ):
-                    if magnitude is None:
-                        changes = vector_changes(*triple)
-                    elif self._second_pass[index]:
-                        changes = self._dora_along_inputs(part_index, triple, factors, magnitude)
-                    else:
-                        changes = vector_changes_of_dora(*triple, magnitude)
-                    by_update[index].append(changes)
+        """The table's rows of every update, once the base has passed."""
+        parts = self._job.matrix.parts
+        changes: dict[tuple[int, int], VectorChanges] = {}
+        rescaled: dict[tuple[int, int], _Rescaled] = {}
+        for (part, axis), low_rank in self._sums.items():
+            members = [index for index, first in enumerate(self._first_axis) if first == axis]
+            for index, sums, (factors, magnitude) in zip(
+                members, low_rank.sums(), self._of(parts[part], axis), strict=True
+            ):
+                if magnitude is None:
+                    changes[index, part] = vector_changes(*sums)
+                elif self._second_pass[index]:
+                    rescaled[index, part] = _Rescaled.of(sums, factors, magnitude)
+                else:
+                    changes[index, part] = vector_changes_of_dora(*sums, magnitude)
+        changes |= self._rescaled_along_inputs(rescaled)
         return [
             _row(
-                self._job, part, self._axis, state, changes, update.A.dtype, _unchanged_vectors(changes), None
+                self._job,
+                parts[part],
+                self._axis,
+                state,
+                changes[index, part],
+                update.A.dtype,
+                _unchanged_vectors(changes[index, part]),
+                None,
             )
             for index, (state, update, _) in enumerate(self._loaded)
-            for part, changes in zip(self._job.matrix.parts, by_update[index], strict=True)
+            for part in range(len(parts))
         ]
 
-    def _dora_along_inputs(
-        self, part_index: int, triple: tuple[Vector, Vector, Vector], factors: Factors, magnitude: Vector
-    ) -> VectorChanges:
-        a, p, q = triple
-        norm = np.sqrt(np.maximum(a + 2 * p + q, 0.0))
-        scale_change = np.divide(magnitude - norm, norm, out=-np.ones_like(norm), where=norm != 0)
-        inputs = self._job.shape_of(self._job.matrix.parts[part_index])[1]
-        sums = np.zeros((3, inputs))
+    def _rescaled_along_inputs(
+        self, rescaled: Mapping[tuple[int, int], _Rescaled]
+    ) -> dict[tuple[int, int], VectorChanges]:
+        """DoRA's changes along the inputs: one more pass over the base for all updates."""
+        if not rescaled:
+            return {}
         for start, stop, base in _blocks(self._job):
             wide = cpu.widen(base)
             for tile in self._job.tiles(start, stop):
-                if tile.part == part_index:
-                    w0 = wide[tile.rows, tile.columns]
-                    w0 = w0.T if self._job.matrix.in_by_out else w0
-                    d = dora_update(w0, factors, scale_change, tile.outputs, tile.inputs)
-                    for row, (x, y) in enumerate(((w0, w0), (w0, d), (d, d))):
-                        sums[row, tile.inputs] += np.einsum("ij,ij->j", x, y)
-        return vector_changes(*sums)
+                w0 = wide[tile.rows, tile.columns]
+                w0 = w0.T if self._job.matrix.in_by_out else w0
+                for (_, part), update in rescaled.items():
+                    if part == tile.part:
+                        update.add(w0, tile.outputs, tile.inputs)
+        return {key: vector_changes(*update.sums) for key, update in rescaled.items()}
+
+
+@dataclass(frozen=True)
+class _Rescaled:
+    """A DoRA update whose sums along the inputs are being taken."""
+
+    factors: Factors
+    scale_change: Vector
+    sums: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, output_sums: tuple[Vector, Vector, Vector], factors: Factors, magnitude: Vector) -> _Rescaled:
+        a, p, q = output_sums
+        norm = np.sqrt(np.maximum(a + 2 * p + q, 0.0))
+        scale_change = np.divide(magnitude - norm, norm, out=-np.ones_like(norm), where=norm != 0)
+        return cls(factors, scale_change, np.zeros((3, factors.A.shape[1])))
+
+    def add(self, w0: NDArray[np.float64], outputs: slice, inputs: slice) -> None:
+        d = dora_update(w0, self.factors, self.scale_change, outputs, inputs)
+        for row, (x, y) in enumerate(((w0, w0), (w0, d), (d, d))):
+            self.sums[row, inputs] += np.einsum("ij,ij->j", x, y)
 
 
 def _load(update: LowRankUpdate) -> tuple[Factors, Vector | None]:
@@ -278,9 +302,9 @@ def _row(
 ) -> MatrixChange:
     outputs, inputs = job.shape_of(part)
     m0, dm = changes.magnitude, changes.magnitude_change
-    delta_m = float(np.mean(np.abs(dm)))
+    delta_m, delta_d = float(np.mean(np.abs(dm))), float(np.mean(changes.turn))
     base_norm, update_norm = math.sqrt(np.sum(m0**2)), math.sqrt(np.sum(changes.update_norm2))
-    finite = all(map(math.isfinite, (delta_m, base_norm, update_norm)))
+    finite = all(map(math.isfinite, (delta_m, delta_d, base_norm, update_norm)))
 
     def metric(value: float | None) -> float | None:
         return value if finite else None
@@ -295,7 +319,7 @@ def _row(
         vectors=outputs if axis == "out" else inputs,
         length=inputs if axis == "out" else outputs,
         delta_m=metric(delta_m),
-        delta_d=metric(float(np.mean(changes.turn))),
+        delta_d=metric(delta_d),
         delta_m_signed=metric(float(np.mean(dm))),
         rel_delta_m=metric(_ratio(delta_m, float(np.mean(m0)))),
         update_norm=metric(update_norm),

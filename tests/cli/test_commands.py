@@ -281,6 +281,75 @@ def test_skipped_matrices_are_counted_on_standard_output(here: Path) -> None:
     assert skipped["name"] == "model.layers.0.self_attn.q_proj.weight"
 
 
+def test_json_keeps_the_digits_of_small_numbers(here: Path) -> None:
+    write(
+        here / "f64.safetensors",
+        {name: weight.double() for name, weight in moved(llama(), size=1e-6).items()},
+    )
+    result = CliRunner().invoke(
+        app, ["compare", "base.safetensors", "f64.safetensors", "--json", "--figures", "none"]
+    )
+    found = {row["module"]: row["delta_d"] for row in json.loads(result.stdout)["summary"]}
+    means = pd.read_csv("wd-analysis/metrics.csv").groupby("module")["delta_d"].mean()
+    assert found == pytest.approx(means.to_dict(), rel=1e-12)
+
+
+def test_a_signal_ends_the_command_in_one_sentence(here: Path) -> None:
+    code = (
+        "import os, signal, wdanalysis.comparison as c, wdanalysis.cli as cli\n"
+        "c.open_checkpoint = lambda path: os.kill(os.getpid(), signal.SIGINT)\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", "base.safetensors", "ft"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("wd-analyze: interrupted")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_terminal_without_greek_letters_gets_no_traceback(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wdanalysis.cli", "compare", "base.safetensors", "ft", "--figures", "none"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_is_not_utf_8_is_no_traceback(here: Path) -> None:
+    name = os.fsdecode(b"bad\xff")
+    try:
+        write_steps(here / name, llama(), steps=(1,))
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    result = CliRunner().invoke(app, ["compare", "base.safetensors", name, "--figures", "none"])
+    assert result.exit_code == 0, result.output
+    assert pd.read_csv("wd-analysis/metrics.csv")["method"].unique().tolist() == [r"bad\udcff"]
+
+
+def test_an_output_folder_that_cannot_be_made_is_found_before_the_work(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wdanalysis.comparison.open_checkpoint", lambda path: pytest.fail("the work began"))
+    arguments = ["compare", "base.safetensors", "ft", "--out", "base.safetensors/results"]
+    assert "cannot be written" in fails(*arguments, capsys=capsys, monkeypatch=monkeypatch, out="results")
+    assert "cannot be written" in fails(
+        *arguments[:-1], "x" * 300, capsys=capsys, monkeypatch=monkeypatch, out="results"
+    )
+
+
+def test_cuda_is_refused_in_words(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["compare", "base.safetensors", "ft", "--device", "cuda"]
+    assert "CPU only" in fails(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -291,6 +360,10 @@ def test_skipped_matrices_are_counted_on_standard_output(here: Path) -> None:
         ["compare", "base.safetensors", "ft", "--figures", "pie"],
         ["compare", "base.safetensors", "ft", "--label", "ft"],
         ["compare", "base.safetensors", "ft", "--device", "tpu"],
+        ["compare", "base.safetensors", "ft", "--layers", "0-300000000"],
+        ["compare", "base.safetensors", "ft", "--steps", "10-20"],
+        ["compare", "base.safetensors", "ft", "--alpha", "nan"],
+        ["compare", "base.safetensors", "--label", "A=ft", "--label", "B=./ft"],
         ["nonsense"],
     ],
 )

@@ -41,7 +41,7 @@ NOT_WEIGHTS = re.compile(
 """Files of a training run that have a suffix of weights and hold none."""
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,})-of-(?P<count>\d{5,})")
-INDEX_SUFFIX = ".index.json"
+INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
 
@@ -189,7 +189,7 @@ def is_weights_file(path: Path) -> bool:
 def weights_sets(folder: Path) -> list[WeightsSet]:
     """List the sets of weights in a folder, complete or not: by index, by names of shards, single files."""
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.is_dir()]
-    sets = [_indexed(entry) for entry in entries if entry.name.endswith(INDEX_SUFFIX)]
+    sets = [_indexed(entry) for entry in entries if entry.name.endswith(INDEX_SUFFIXES)]
     indexed = {file for found in sets for file in found.files}
     shards: dict[str, list[Path]] = {}
     for entry in entries:
@@ -208,7 +208,7 @@ def _indexed(index: Path) -> WeightsSet:
 
 
 def _weights_of_file(path: Path) -> tuple[WeightsSet, list[str]]:
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(INDEX_SUFFIXES):
         return _indexed(path), []
     if path.suffix not in READERS:
         raise CheckpointError(f"{path} is not a file of weights; pass one of the kinds {', '.join(READERS)}.")

@@ -10,14 +10,15 @@ from wdanalysis.checkpoints.storage import read_json
 from wdanalysis.errors import CheckpointError
 
 STEP_NAME = re.compile(
-    r"(?:.*[-_.=])?(?:checkpoint|ckpt|global_?step|steps?|iter|iteration)[-_=]?(\d+)|(\d+)", re.IGNORECASE
+    r"(?:.*[-_.=])?(?:checkpoint|ckpt|global_?step|steps?|iter|iteration)[-_=]?(\d{1,18})|(\d{1,18})",
+    re.IGNORECASE,
 )
 """``checkpoint-500``, ``global_step500``, ``epoch=0-step=500``, ``iter_0001000``, ``500``; without suffix."""
 
-EPOCH_NAME = re.compile(r"(?:.*[-_.=])?epochs?[-_=]?(\d+)", re.IGNORECASE)
+EPOCH_NAME = re.compile(r"(?:.*[-_.=])?epochs?[-_=]?(\d{1,18})", re.IGNORECASE)
 """``epoch_3``, ``epoch-3``: the step is then the number of the epoch."""
 
-FILE_NAME = re.compile(r"model[-_](\d+)", re.IGNORECASE)
+FILE_NAME = re.compile(r"model[-_](\d{1,18})", re.IGNORECASE)
 """``model_500.pt``: a step in the name of a file only, since folders are called so for other reasons."""
 
 GENERIC_FILE = re.compile(
@@ -84,6 +85,9 @@ def method_name(path: Path, *, is_series: bool) -> str:
         is_step, path = named_step(path) is not None, path.parent
         if is_step:
             return path.name
-    return (
-        path.parent.name if named_step(path) is not None and not is_series and path.parent.name else path.name
-    )
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rsplit("--", 1)[
+            -1
+        ]  # the hub's cache: models--org--name/snapshots/<commit>
+    is_step = named_step(path) is not None and not is_series
+    return path.parent.name if is_step and path.parent.name else path.name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from wdanalysis import __version__
 from wdanalysis.cli.compare import compare
@@ -13,8 +15,20 @@ from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.plot import plot
 from wdanalysis.errors import WdAnalysisError
 
+
+class _Commands(TyperGroup):
+    """The commands, of which any may be interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise WdAnalysisError("interrupted; what was written until then is whole.") from None
+
+
 app = typer.Typer(
     name="wd-analyze",
+    cls=_Commands,
     help="What fine-tuning did to the weights: magnitude (ΔM) and direction (ΔD), after the DoRA paper.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -44,14 +58,13 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error that the user can mend is one sentence and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal that has no Δ shows its number, and no traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except WdAnalysisError as error:
         sys.stderr.write(f"wd-analyze: {error}\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("wd-analyze: interrupted.\n")
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
-        sys.stderr.close()
         sys.exit(1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,6 +59,7 @@ def compare(
         typer.Option(
             help="LoRA's α, for an adapter file without its adapter_config.json.",
             show_default="from the config",
+            callback=options.positive,
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = DEFAULT_OUT,
@@ -82,14 +84,17 @@ def compare(
     if not named:
         raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
     kinds = options.figure_kinds(figures)
-    kept_layers, kept_steps = options.numbers(layers, "--layers"), options.numbers(steps, "--steps")
+    kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
 
+    from wdanalysis.errors import WdAnalysisError
     from wdanalysis.results import check_free
+
+    if device is options.Device.CUDA:
+        raise WdAnalysisError("this version measures on the CPU only; leave out --device cuda.")
 
     check_free(out, force=force)
 
     from wdanalysis import comparison as run
-    from wdanalysis.errors import WdAnalysisError
 
     with console.byte_progress(quiet=quiet or as_json) as progress:
         try:
@@ -140,8 +145,15 @@ def _as_json(compared: Comparison, out: Path, written: list[Path]) -> dict[str, 
         "out": str(out),
         "axis": compared.axis,
         "rows": len(compared.metrics),
-        "summary": json.loads(compared.summary().to_json(orient="records")),
+        "summary": [_plain(row) for row in compared.summary().to_dict("records")],
         "skipped": compared.run["skipped"],
         "warnings": compared.warnings,
         "files": [str(path) for path in written],
     }
+
+
+def _plain(row: dict[Hashable, Any]) -> dict[str, Any]:
+    """A row of a table with null where a cell is empty; numbers keep all their digits."""
+    import pandas as pd
+
+    return {str(key): None if pd.isna(value) else value for key, value in row.items()}

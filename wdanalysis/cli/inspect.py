@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wdanalysis.cli import console
+from wdanalysis.cli import console, options
 
 if TYPE_CHECKING:
     from wdanalysis.checkpoints.inspection import CheckpointSummary, Inspection, ModuleCount
@@ -22,6 +22,7 @@ def inspect(
         typer.Option(
             help="LoRA's α, for an adapter file without its adapter_config.json.",
             show_default="from the config",
+            callback=options.positive,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,

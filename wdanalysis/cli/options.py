@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from enum import StrEnum
 
@@ -20,6 +22,7 @@ class Device(StrEnum):
 
     AUTO = "auto"
     CPU = "cpu"
+    CUDA = "cuda"
 
 
 class Format(StrEnum):
@@ -30,8 +33,11 @@ class Format(StrEnum):
     SVG = "svg"
 
 
-def numbers(text: str | None, option: str) -> list[int] | None:
-    """Read ``0-11,20`` as the numbers that it means."""
+HIGHEST_LAYER = 100_000
+
+
+def layer_numbers(text: str | None) -> list[int] | None:
+    """Read ``0-11,20`` as the layers that it means."""
     if text is None:
         return None
     found: list[int] = []
@@ -39,10 +45,30 @@ def numbers(text: str | None, option: str) -> list[int] | None:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise typer.BadParameter(
-                f"{piece.strip()!r} is neither a number nor a range such as 0-11", param_hint=option
+                f"{piece.strip()!r} is neither a number nor a range such as 0-11", param_hint="--layers"
             )
-        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last > HIGHEST_LAYER:
+            raise typer.BadParameter(f"no model has a layer {last}", param_hint="--layers")
+        found.extend(range(first, last + 1))
     return found
+
+
+def step_numbers(text: str | None) -> list[int] | None:
+    """Read ``500,1000`` as steps."""
+    if text is None:
+        return None
+    pieces = [piece.strip() for piece in text.split(",")]
+    if wrong := [piece for piece in pieces if not piece.isdecimal()]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not a step such as 500", param_hint="--steps")
+    return [int(piece) for piece in pieces]
+
+
+def positive(value: float | None) -> float | None:
+    """Refuse what is no positive number."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value} is not a positive number")
+    return value
 
 
 def figure_kinds(text: str) -> list[str]:
@@ -67,10 +93,14 @@ def labelled(tuned: list[str], labels: list[str]) -> list[tuple[str | None, str]
         name, equals, path = label.partition("=")
         if not (name and equals and path):
             raise typer.BadParameter(f"{label!r} is not of the form NAME=PATH", param_hint="--label")
+        if named.get(_plain(path)):
+            raise typer.BadParameter(
+                f"{path} has two labels: {named[_plain(path)]} and {name}", param_hint="--label"
+            )
         named[_plain(path)] = name
         paths.setdefault(_plain(path), path)
     return [(name, paths[path]) for path, name in named.items()]
 
 
 def _plain(path: str) -> str:
-    return path.rstrip("/") or path
+    return os.path.normpath(path)

@@ -24,9 +24,8 @@ def plot(
     """
     kinds = options.figure_kinds(figures)
 
-    from wdanalysis.comparison import Comparison
-    from wdanalysis.results import draw
+    from wdanalysis.results import redraw
 
-    drawn = draw(Comparison.load(directory), directory, kinds=kinds, format=format.value)
+    drawn = redraw(directory, figures=kinds, format=format.value)
     if not quiet:
         console.lines(*map(str, drawn))

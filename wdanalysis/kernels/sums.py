@@ -94,8 +94,10 @@ def _with_angles(a: Vector, p: Vector, q: Vector) -> tuple[Vector, Vector, Vecto
     lengths = m0 * m
     has_angle = lengths != 0  # NaN has one, so that it stays NaN
     cos = np.divide(a + p, lengths, out=np.ones_like(a), where=has_angle)
-    # sin² = (aq − p²)/(am²) gives 1 − cos for small turns; past a right angle the subtraction itself is exact enough.
-    sin2 = np.divide(np.maximum(a * q - p * p, 0.0), a * m2, out=np.zeros_like(a), where=has_angle)
+    # sin² = (aq − p²)/(am²), in units of a so that nothing overflows, gives 1 − cos for small turns;
+    # past a right angle the subtraction itself is exact enough.
+    q_a, p_a, m2_a = (np.divide(x, a, out=np.zeros_like(a), where=has_angle) for x in (q, p, m2))
+    sin2 = np.divide(np.maximum(q_a - p_a * p_a, 0.0), m2_a, out=np.zeros_like(a), where=has_angle)
     turn = np.where(cos < 0, 1 - cos, sin2 / (1 + np.maximum(cos, 0.0)))
     only_one_is_zero = ~has_angle & (np.maximum(m0, m) > 0)
     return m0, m, np.where(only_one_is_zero, 1.0, turn)
