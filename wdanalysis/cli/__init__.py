@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -63,8 +65,15 @@ def main() -> None:
             stream, io.TextIOWrapper
         ):  # a terminal that has no Δ shows its number, and no traceback
             stream.reconfigure(errors="backslashreplace")
+    gc.set_threshold(100_000, 20, 20)  # importing pandas and numba makes few things to collect: look less often
     try:
         app()
     except WdAnalysisError as error:
         sys.stderr.write(f"wd-analyze: {error}\n")
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.stderr.write(f"wd-analyze: standard output cannot be written: {error.strerror}.\n")
         sys.exit(1)

@@ -34,6 +34,7 @@ def lines(*texts: str) -> None:
     """Print lines on standard output."""
     for text in texts:
         sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def warn(texts: Iterable[str]) -> None:
