@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,28 +12,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def table(columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]]) -> None:
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; `columns` are headings with ``left`` or ``right``. Names in it are data, never markup."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, side in columns:
-        drawn.add_column(Text(heading), justify="right" if side == "right" else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a pipe or a file has no width to fit into
-        console = Console(highlight=False, width=400)
-    console.print(drawn)
+    headings = [heading for heading, _ in columns]
+    cells = [headings, *rows]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
+    rule = ["─" * width for width in widths]
+    for row in (headings, rule, *cells[1:]):
+        aligned = (
+            cell.rjust(width) if side == "right" else cell.ljust(width)
+            for cell, width, (_, side) in zip(row, widths, columns, strict=True)
+        )
+        lines("  ".join(aligned).rstrip())
 
 
 def lines(*texts: str) -> None:
     """Print lines on standard output."""
-    for text in texts:
-        sys.stdout.write(f"{text}\n")
+    sys.stdout.writelines(f"{text}\n" for text in texts)
     sys.stdout.flush()
 
 
