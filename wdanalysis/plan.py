@@ -367,6 +367,11 @@ def _pair_updates(
         # By the adapter's own name for it: lm_head may be stored as the embedding that it is tied to.
         matrix = chosen.matrix(f"{update.module}.weight", tensor.shape)
         if matrix is not None and tensor.is_float:
+            if update.magnitude is not None and update.magnitude_axis == "in":
+                raise ComparisonError(
+                    f"{state.checkpoint.path} has its magnitudes along the input axis, which is compared as whole "
+                    "matrices: merge it into its base with `wd-analyze merge` and compare the merged model"
+                )
             matrix, fitted = orient(matrix, tensor, update)
             jobs.add(tensor, matrix, tensor.rows, update=(state, fitted))
 

@@ -374,7 +374,7 @@ REFUSED: dict[str, tuple[Shapes, dict[str, Any], str]] = {
     ),
 } | {
     kind: (PLAIN, {"peft_type": kind}, rf"type {kind}, which is not supported; merge it")
-    for kind in ("VERA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "RANDLORA")
+    for kind in ("ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "RANDLORA")
 }
 
 

@@ -1,4 +1,4 @@
-"""PEFT adapters, LoRA and DoRA: from the tensors and the configuration to low-rank updates with their scales.
+"""PEFT adapters (LoRA, DoRA, VeRA, DVoRA): from tensors and configuration to low-rank updates with their scales.
 
 An adapter's tensors come from `adapter_model.safetensors` (or `.bin`), where PEFT has taken the adapter's
 name out of the keys, or from the state dict of a model that still carries its adapter
@@ -18,6 +18,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
+from wdanalysis.checkpoints.vera import as_low_rank, is_vera
+from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError
 
 MERGE = "merge it into its base with PEFT's `merge_and_unload` and pass the merged model"
@@ -51,10 +53,16 @@ UNREADABLE_TYPES: Mapping[str, str] = MappingProxyType(
     )
     | {"XLORA": "which mixes its adapters anew for each token, so that no one weight is tuned"}
 )
-"""PEFT types that have no tuned weights; every other type than LoRA's can at least be merged."""
+"""PEFT types that have no tuned weights; every other type can at least be merged."""
 
-READABLE_TYPES = ("LORA", "DORA")
-"""PEFT's name of both LoRA and DoRA, and the name that the paper authors' fork of PEFT gives to DoRA."""
+READABLE_TYPES: Mapping[str, Axis] = MappingProxyType(
+    {"LORA": "out", "DORA": "out", "VERA": "out", "DVORA": "out", "DORA_IN": "in", "DVORA_IN": "in"}
+)
+"""The axis of the magnitudes by `peft_type`: PEFT's name of both LoRA and DoRA, the name that the paper authors' fork
+gives to DoRA, PEFT's name of VeRA, and the names under which our own training saves what PEFT does not have."""
+
+WITH_MAGNITUDE: Mapping[str, str] = MappingProxyType({"LoRA": "DoRA", "VeRA": "DVoRA"})
+"""What a method is called when its modules have a magnitude as well."""
 
 CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Values of `init_lora_weights` (or how they begin) that subtract the initial B·A from the base."""
@@ -64,7 +72,6 @@ FOREIGN_KEYS: Mapping[str, str] = MappingProxyType(
         r"\.lora_(down|up|mid)\.weight$": "kohya",
         r"\.hada_w[12]_": "LoHa",
         r"\.lokr_w[12]": "LoKr",
-        r"\.(vera_lambda_[bd]|vera_A|vera_B)\b": "VeRA",
         r"\.ia3_l\b": "IA³",
         r"\.oft_(r|R|s|blocks)\b": "OFT",
     }
@@ -76,7 +83,7 @@ FACTOR = re.compile(
     r"(?:\.(?P<parameter>weight|bias))?"
 )
 MAGNITUDE = re.compile(
-    r"(?P<module>.+)\.(?:lora_magnitude_vector|weight_m_wdecomp|weight_magnitude|lora_magnitude|magnitude)"
+    r"(?P<module>.+)\.(?:(?:lora|vera)_magnitude_vector|weight_m_wdecomp|weight_magnitude|lora_magnitude|magnitude)"
     r"(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?"
 )
 REPLACED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<parameter>.+)")
@@ -94,16 +101,19 @@ class Adapter:
     updates: tuple[LowRankUpdate, ...]
     tensors: Mapping[str, StoredTensor]
     notes: tuple[str, ...]
+    directions: str = "LoRA"
 
     @property
     def kind(self) -> str:
-        """``DoRA`` if any module has a magnitude, else ``LoRA``."""
-        return "DoRA" if any(update.magnitude for update in self.updates) else "LoRA"
+        """``LoRA`` or ``VeRA``; ``DoRA`` or ``DVoRA`` if any module has a magnitude."""
+        has_magnitude = any(update.magnitude for update in self.updates)
+        return WITH_MAGNITUDE[self.directions] if has_magnitude else self.directions
 
 
 def is_adapter(names: Iterable[str]) -> bool:
     """Whether tensors of these names belong to an adapter of any kind."""
-    return any(FACTOR.fullmatch(name) or _foreign_kind(name) for name in names)
+    names = tuple(names)
+    return is_vera(names) or any(FACTOR.fullmatch(name) or _foreign_kind(name) for name in names)
 
 
 def read_adapter(
@@ -120,7 +130,7 @@ def read_adapter(
     config
         `adapter_config.json`; None where there is none.
     alpha
-        The scale's numerator where `config` is None; not used otherwise.
+        The scale's numerator where `config` is None; not used otherwise, nor by VeRA, which has no scale.
 
     Raises
     ------
@@ -129,11 +139,19 @@ def read_adapter(
     """
     if config is not None:
         _check_readable(path, config)
+    axis = READABLE_TYPES[_peft_type(config or {})]
     if foreign := next((kind for name in tensors if (kind := _foreign_kind(name))), None):
         raise CheckpointError(
             f"{path} is a {foreign} adapter, which is not supported; merge it into its base first."
         )
-    scaling = _Scaling.from_config(path, config) if config is not None else _Scaling.from_alpha(path, alpha)
+    vera = is_vera(tensors)
+    if vera:
+        tensors = as_low_rank(path, tensors)
+        scaling = _Scaling(path, alpha=1.0, divides_by_rank=False)
+    elif config is not None:
+        scaling = _Scaling.from_config(path, config)
+    else:
+        scaling = _Scaling.from_alpha(path, alpha)
     parts = _sort(path, tensors, keeps_biases=(config or {}).get("bias", "none") != "none")
     notes = [*parts.notes]
     if config is not None and alpha is not None:
@@ -148,8 +166,12 @@ def read_adapter(
             scale=scaling.scale(module, factors.tensors["A"].shape[0]),
             magnitude=factors.tensors.get("magnitude"),
             in_by_out=factors.embedding or (transposes and len(factors.tensors["A"].shape) == 2),
+            shared_factor=vera,
+            magnitude_axis=axis,
         )
-        for module, factors in _complete(path, parts, uses_dora=(config or {}).get("use_dora"))
+        for module, factors in _complete(
+            path, parts, uses_dora=(config or {}).get("use_dora"), axis=axis, shares_inputs=vera
+        )
     )
     if not updates and not parts.replaced:
         raise CheckpointError(
@@ -166,12 +188,12 @@ def read_adapter(
             f"{len(ambiguous)} modules, first {ambiguous[0]}, match several keys of alpha_pattern; the first "
             "in adapter_config.json was used, as PEFT does, but it need not have been the first in training."
         )
-    return Adapter(updates, parts.replaced, tuple(notes))
+    return Adapter(updates, parts.replaced, tuple(notes), directions="VeRA" if vera else "LoRA")
 
 
 @dataclass(frozen=True)
 class _Scaling:
-    """α/r or α/√r, with PEFT's patterns of modules that have an α or a rank of their own."""
+    """α/r, α/√r or (VeRA) 1, with PEFT's patterns of modules that have an α or a rank of their own."""
 
     path: Path
     alpha: float
@@ -179,6 +201,7 @@ class _Scaling:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     by_square_root: bool = False
+    divides_by_rank: bool = True
 
     @classmethod
     def from_config(cls, path: Path, config: Mapping[str, Any]) -> _Scaling:
@@ -213,6 +236,8 @@ class _Scaling:
     def scale(self, module: str, rank: int) -> float:
         """Return α over the rank of the module's tensors, or over its square root (`use_rslora`)."""
         alpha = next(iter(self._matching(self.alpha_pattern, module)), self.alpha)
+        if not self.divides_by_rank:
+            return alpha
         return alpha / (math.sqrt(rank) if self.by_square_root else rank)
 
     def is_ambiguous(self, module: str) -> bool:
@@ -295,7 +320,9 @@ def _sort(path: Path, tensors: Mapping[str, StoredTensor], *, keeps_biases: bool
     return parts
 
 
-def _complete(path: Path, parts: _Parts, *, uses_dora: bool | None) -> Iterable[tuple[str, _Factors]]:
+def _complete(
+    path: Path, parts: _Parts, *, uses_dora: bool | None, axis: Axis, shares_inputs: bool
+) -> Iterable[tuple[str, _Factors]]:
     """Yield the modules in the order of the file, after checking that the tensors of each fit together."""
     for module, factors in parts.modules.items():
         has = factors.tensors
@@ -319,10 +346,12 @@ def _complete(path: Path, parts: _Parts, *, uses_dora: bool | None) -> Iterable[
                 f"lora_A {has['A'].shape} and lora_B {has['B'].shape} of {module} in {path} do not share "
                 "a rank; save the adapter again, or, for a convolution in groups, merge it into its base."
             )
-        if "magnitude" in has and has["magnitude"].size != has["B"].shape[0]:
+        vectors = has["B"].shape[0] if axis == "out" else has["A"].shape[1]
+        numbers = has["magnitude"].size if "magnitude" in has else vectors
+        if numbers > vectors or (numbers < vectors and not (shares_inputs and axis == "in")):
             raise CheckpointError(
-                f"The magnitude of {module} in {path} has {has['magnitude'].size} numbers for "
-                f"{has['B'].shape[0]} output features; save the adapter again."
+                f"The magnitude of {module} in {path} has {numbers} numbers for "
+                f"{vectors} {axis}put features; save the adapter again."
             )
         if uses_dora is not None and uses_dora != ("magnitude" in has):
             holds = "a magnitude" if "magnitude" in has else "no magnitude"
@@ -334,7 +363,7 @@ def _complete(path: Path, parts: _Parts, *, uses_dora: bool | None) -> Iterable[
 
 
 def _check_readable(path: Path, config: Mapping[str, Any]) -> None:
-    kind = str(config.get("peft_type") or "LORA").upper()
+    kind = _peft_type(config)
     if kind not in READABLE_TYPES:
         reason = UNREADABLE_TYPES.get(kind, f"which is not supported; {MERGE}")
         raise CheckpointError(f"{path} is an adapter of PEFT's type {kind}, {reason}.")
@@ -347,6 +376,10 @@ def _check_readable(path: Path, config: Mapping[str, Any]) -> None:
             f"{path} was initialised by {init}, which changes the base weights, so it is no update of the "
             "original base; convert it with `save_pretrained(…, path_initial_model_for_weight_conversion=…)`."
         )
+
+
+def _peft_type(config: Mapping[str, Any]) -> str:
+    return str(config.get("peft_type") or "LORA").upper()
 
 
 def _foreign_kind(name: str) -> str | None:

@@ -139,8 +139,7 @@ def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
     tensors = [*checkpoint.tensors.values(), *factors]
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     for update in checkpoint.updates:
-        adapted = (update.B.shape[0], update.A.size // update.rank)
-        shapes[f"{update.module}.weight"] = adapted[::-1] if update.in_by_out else adapted
+        shapes[f"{update.module}.weight"] = update.shape[::-1] if update.in_by_out else update.shape
     architecture = recognise(shapes, None if checkpoint.is_adapter else checkpoint.config)
     found: dict[str, list[tuple[int | None, tuple[int, int]]]] = {}
     for name, shape in shapes.items():

@@ -76,6 +76,21 @@ def read_safetensors(path: Path) -> WeightsFile:
     return WeightsFile(path, "safetensors", tensors, metadata)
 
 
+def read_bytes(tensor: StoredTensor) -> NDArray[np.uint8]:
+    """Return the bytes of a tensor of `read_safetensors`, of any dtype.
+
+    Raises
+    ------
+    CheckpointError
+        The file ended or could not be read.
+    """
+    rows = tensor.reader
+    assert isinstance(rows, _Rows)
+    stored = np.empty(rows.entry.end - rows.entry.begin, np.uint8)
+    rows.file.read_into(rows.offset, stored)
+    return stored
+
+
 def is_lfs_pointer(file: LocalFile) -> bool:
     """Whether the file is what Git leaves in place of a large file that was not downloaded."""
     return file.read(0, min(file.size, len(LFS_POINTER))) == LFS_POINTER

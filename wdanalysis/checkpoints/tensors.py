@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wdanalysis.decomposition import Axis
 
 FLOAT_STORAGE: Mapping[str, type[np.generic]] = MappingProxyType(
     {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -102,6 +104,14 @@ class StoredTensor:
         """Read the whole tensor, a small one, in its own shape and storage dtype."""
         return self.read_rows(0, self.rows).reshape(self.shape)
 
+    def first_columns(self, count: int) -> StoredTensor:
+        """Return the first `count` columns of a matrix, as a tensor of their own."""
+
+        def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+            return self.reader(start, stop, buffer)[:, :count]
+
+        return replace(self, shape=(self.rows, count), reader=read)
+
 
 @dataclass(frozen=True)
 class WeightsFile:
@@ -141,11 +151,15 @@ class LowRankUpdate:
     scale
         α/r, α/√r, … as PEFT computes it.
     magnitude
-        DoRA's vector m, one number for each output feature; None for LoRA.
+        DoRA's vector m, one number for each vector along `magnitude_axis`; None for LoRA.
     in_by_out
         Whether the base stores this weight as in × out (GPT-2's Conv1D, an embedding), so that it gets (BA)ᵀ,
         by the adapter's configuration. PEFT saves there the flag of the module that it adapted last: where
         Conv1D and Linear are mixed, the base's own shape must decide.
+    shared_factor
+        Whether A is one matrix for modules of different widths, of which each takes its first columns (VeRA).
+    magnitude_axis
+        ``out``, as in PEFT, or ``in`` where our own training was told so.
     """
 
     module: str
@@ -154,11 +168,29 @@ class LowRankUpdate:
     scale: float
     magnitude: StoredTensor | None = None
     in_by_out: bool = False
+    shared_factor: bool = False
+    magnitude_axis: Axis = "out"
 
     @property
     def rank(self) -> int:
         """R, from the tensor and not from the configuration."""
         return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of B A: (out, in)."""
+        return self.B.shape[0], self.A.row_length
+
+    @property
+    def vectors(self) -> int:
+        """How many there are along `magnitude_axis`."""
+        return self.shape[0 if self.magnitude_axis == "out" else 1]
+
+    def of_inputs(self, inputs: int) -> LowRankUpdate:
+        """Return the update of a module with so many input features: the same, but for a shared A."""
+        if not self.shared_factor or inputs >= self.A.row_length:
+            return self
+        return replace(self, A=self.A.first_columns(inputs), shared_factor=False)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,16 @@ def read_torch(path: Path) -> WeightsFile:
     return WeightsFile(path, "PyTorch", tensors, notes=tuple(notes))
 
 
+def read_bytes(tensor: StoredTensor) -> NDArray[np.uint8]:
+    """Return the bytes of a tensor of `read_torch`, of any dtype, in C order."""
+    import torch
+
+    rows = tensor.reader
+    assert isinstance(rows, _Rows)
+    stored: NDArray[np.uint8] = rows.tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return stored
+
+
 @dataclass(frozen=True)
 class _Rows:
     """`RowReader` of one tensor that torch holds."""
