@@ -136,7 +136,7 @@ def large_cases(work: Work, rounds: int) -> list[Case]:
 
 def small_cases(work: Work, rounds: int) -> list[Case]:
     methods = [SAMPLES / method for method in ("ft", "lora", "dora")]
-    sample = work.compare("sample", SAMPLES / "base.safetensors", *methods, figures="all")
+    sample = work.compare("sample", SAMPLES / "base", *methods, figures="all")
     return [
         Case(HELP, [*WD_ANALYZE, "--help"], rounds),
         Case(SAMPLE, sample, rounds),

@@ -102,7 +102,9 @@ def new_figure(height: float, width: float = WIDTH) -> Drawing:
 
 def write(figure: Figure, target: Path | io.BytesIO, format: str, dpi: float = DPI) -> None:
     """Write a figure; the same figure always gives the same bytes."""
-    quick = {"pil_kwargs": {"compress_level": 3}} if format == "png" else {}  # little larger, much sooner there
+    quick = (
+        {"pil_kwargs": {"compress_level": 3}} if format == "png" else {}
+    )  # little larger, much sooner there
     with context():
         figure.savefig(target, format=format, dpi=dpi, metadata=dict(METADATA.get(format, {})), **quick)
 
