@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 from wdanalysis import __version__
 from wdanalysis.cli.compare import compare
 from wdanalysis.cli.inspect import inspect
+from wdanalysis.cli.merge import merge
 from wdanalysis.cli.plot import plot
+from wdanalysis.cli.train import train
 from wdanalysis.errors import WdAnalysisError
 
 
@@ -40,6 +42,8 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(plot)
 app.command()(inspect)
+app.command()(train)
+app.command()(merge)
 
 
 def _print_version(wanted: bool) -> None:
@@ -65,7 +69,8 @@ def main() -> None:
             stream, io.TextIOWrapper
         ):  # a terminal that has no Δ shows its number, and no traceback
             stream.reconfigure(errors="backslashreplace")
-    gc.set_threshold(100_000, 20, 20)  # importing pandas and numba makes few things to collect: look less often
+    # Importing pandas and numba makes few things to collect: look less often.
+    gc.set_threshold(100_000, 20, 20)
     try:
         app()
     except WdAnalysisError as error:

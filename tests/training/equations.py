@@ -1,0 +1,25 @@
+"""Eq. 1 and 5 written out for autograd: what the fast functions are tested against, with PEFT."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wdanalysis.decomposition import Axis
+
+
+def eq_5(W0: Tensor, A: Tensor, B: Tensor, s: float, m: Tensor, axis: Axis, *, detach: bool) -> Tensor:
+    """W' = m (W0 + s·BA) / ‖W0 + s·BA‖, the norm detached (Eq. 11) or not (Eq. 6)."""
+    dim = 1 if axis == "out" else 0
+    V = W0 + s * B @ A
+    norm = V.norm(dim=dim, keepdim=True)
+    return m.unsqueeze(dim) * V / (norm.detach() if detach else norm)
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    return float((value.double() - exact.double()).norm() / exact.double().norm())
+
+
+def random(*shape: int, seed: int = 0, requires_grad: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(requires_grad)

@@ -1,0 +1,320 @@
+"""The arithmetic of the adapters: ‖V′‖ without V′, and Eq. 1 and 5 with the gradients of Eq. 6, 7 and 11.
+
+Everywhere W0 is out × in, A is r × in, B is out × r, V′ = W0 + s·BA and c = m/‖V′‖. Products take the dtype of W0;
+norms, m and c are float32 (float64 where W0 is).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+STAND_IN_FOR_ZERO = 2.0**-60
+"""What m counts as where it is 0: so little that it is lost in any rounding, yet y/m is V′x/‖V′‖."""
+
+LONGEST_REBUILT = 4096
+"""Up to this length of its rows a module that does not widen its input rebuilds its output for Eq. 7."""
+
+_HAS_FLOAT32_RESULT = hasattr(torch.ops.aten.mm, "dtype")  # torch >= 2.8
+
+
+# --- norms --------------------------------------------------------------------------------------------------
+
+
+def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of norms, magnitudes and trained factors beside weights of `dtype`: float32, or float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep autocast from computing norms in 16 bits."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
+    """A product whose sums are neither kept nor returned in 16 bits.
+
+    Parameters
+    ----------
+    a, b
+        Two matrices, or two batches of them, of one dtype.
+    """
+    if a.is_cuda and a.element_size() == 2 and _HAS_FLOAT32_RESULT:
+        multiply: Any = torch.mm if a.ndim == 2 else torch.bmm
+        product: Tensor = multiply(a, b, out_dtype=torch.float32)
+        return product
+    dtype = accurate_dtype(a.dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
+def squared_norms(vectors: Tensor) -> Tensor:
+    """‖w0‖² of each row: the part of the norm that never changes."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=accurate_dtype(vectors.dtype))
+    return norms.square()
+
+
+def norms_of_sum(squares: Tensor, product: Tensor, G: Tensor, F: Tensor) -> Tensor:
+    """‖w0 + F g‖ of each vector, without the sum: ‖w0‖² + 2 g·(W0 F) + g (FᵀF) gᵀ, under the root.
+
+    Parameters
+    ----------
+    squares
+        ‖w0‖² of each vector, (n, vectors).
+    product
+        W0 F, (n, vectors, r).
+    G, F
+        The update Δw = F g of n matrices: (n, vectors, r) and (n, length, r). Along the output axis G is B and F is
+        s·Aᵀ, along the input axis the other way round.
+    """
+    gram = matmul_float32(F.mT, F)
+    G = G.to(product.dtype)
+    change = (G * torch.baddbmm(product, G, gram, beta=2)).sum(dim=-1)
+    return (squares + change).clamp_(min=0).sqrt_()
+
+
+def factored_norm(vectors: Tensor, squares: Tensor, G: Tensor, F: Tensor) -> Tensor:
+    """‖W0 + G Fᵀ‖ of each row, with its gradient to G and F, which Eq. 6 needs and Eq. 11 leaves out.
+
+    Parameters
+    ----------
+    vectors
+        W0, vectors × length.
+    squares
+        ‖w0‖² of each, (vectors,).
+    G, F
+        (vectors, r) and (length, r).
+    """
+    return _FactoredNorm.apply(vectors, squares, G, F)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _FactoredNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, squares: Tensor, G: Tensor, F: Tensor) -> Tensor:
+        with full_precision(vectors.device):
+            F = F.to(vectors.dtype)
+            product = matmul_float32(vectors, F)
+            norm = norms_of_sum(squares[None], product[None], G[None], F[None])[0]
+        ctx.save_for_backward(vectors, product, G, F, norm)
+        return norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_norm: Tensor) -> tuple[Tensor | None, ...]:
+        """∇_{V′}‖V′‖ = V′/‖V′‖, carried on to G and F; 0 where a vector is zero."""
+        vectors, product, G, F, norm = ctx.saved_tensors
+        with full_precision(vectors.device):
+            k = (d_norm / norm).where(norm > 0, 0.0)[:, None]
+            kG, F = k * G, F.to(product.dtype)
+            d_G = k * product + kG @ (F.mT @ F)
+            d_F = matmul_float32(vectors.mT, kG.to(vectors.dtype)) + F @ (G.mT @ kG)
+        return None, None, d_G, d_F
+
+
+# --- Eq. 1 and 5 --------------------------------------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """What a module needs of its factors and magnitude until these change again; no part of the graph.
+
+    Attributes
+    ----------
+    A, B
+        s·A and B in the dtype of the products; None where the update is not made of trained factors.
+    s
+        The scale that is in A.
+    scale
+        c = m/‖V′‖, 0 where the vector is zero; None without a magnitude.
+    magnitude
+        m, with `STAND_IN_FOR_ZERO` for 0, so that Eq. 7 can be had from c ⊙ V′x.
+    """
+
+    A: Tensor | None = None
+    B: Tensor | None = None
+    s: float = 1.0
+    scale: Tensor | None = None
+    magnitude: Tensor | None = None
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """s·A and B, where they are."""
+        assert self.A is not None
+        assert self.B is not None
+        return self.A, self.B
+
+
+def scale_by_magnitude(magnitude: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Return c and m as `Prepared` has them, from m and ‖V′‖."""
+    magnitude = magnitude.where(magnitude != 0, STAND_IN_FOR_ZERO)
+    return (magnitude / norm).where(norm > 0, 0.0), magnitude
+
+
+def low_rank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    norm: Tensor | None,
+    ready: Prepared,
+) -> Tensor:
+    """Return c ⊙ (W0 + s·BA) x + b in as few operations as it takes; c is 1 without a magnitude.
+
+    For the backward pass are kept x, Ax and, for Eq. 7 as ∇m_j = Σ_t g_tj (y_tj − b_j)/m_j, the result y, which costs
+    nothing where the next operation keeps it too (after a gate or up projection). Where that is unlikely and y cheap,
+    it is rebuilt instead: see `LONGEST_REBUILT`. Nothing of the size of W0 is made.
+
+    Parameters
+    ----------
+    x, weight, bias
+        (…, in), W0 (out × in), frozen, and b; of one dtype.
+    A, B, magnitude, norm
+        The parameters and ‖V′‖, for their gradients; a `norm` of None is the constant of Eq. 11.
+    ready
+        What is made of them, with which is computed.
+    """
+    return _LowRankLinear.apply(x, weight, bias, A, B, magnitude, norm, ready)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _LowRankLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        _A: Tensor,
+        _B: Tensor,
+        _magnitude: Tensor | None,
+        _norm: Tensor | None,
+        ready: Prepared,
+    ) -> Tensor:
+        y, h = _tuned_product(x, weight, bias, ready)
+        keeps_y = ready.scale is not None and not _is_rebuilt(weight)
+        ctx.save_for_backward(x, h, weight, bias, y if keeps_y else None)
+        ctx.ready = ready
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Eq. 7 for m and Eq. 11 for A and B; Eq. 6 comes of it by what goes to ‖V′‖."""
+        x, h, weight, bias, y = ctx.saved_tensors
+        ready: Prepared = ctx.ready
+        needs_x, _, needs_bias, *_, needs_norm, _ = ctx.needs_input_grad
+        g = grad.reshape(-1, grad.shape[-1])
+        d_bias = g.sum(dim=0) if needs_bias else None
+        d_magnitude = d_norm = None
+        if ready.scale is not None:
+            if y is None:
+                y, _ = _tuned_product(x, weight, bias, ready)
+            g, d_magnitude = _through_magnitude(g, y.view(g.shape), bias, ready)
+            d_norm = -ready.scale * d_magnitude if needs_norm else None
+        A, B = ready.factors
+        d_h = torch.mm(g, B)
+        d_A = matmul_float32(d_h.t(), x.reshape(-1, x.shape[-1])).mul_(ready.s)
+        d_B = matmul_float32(g.t(), h)
+        d_x = torch.mm(g, weight).addmm_(d_h, A).view(x.shape) if needs_x else None
+        return d_x, None, d_bias, d_A, d_B, d_magnitude, d_norm, None
+
+
+def rescale(
+    y: Tensor, magnitude: Tensor, norm: Tensor | None, ready: Prepared, bias: Tensor | None = None
+) -> Tensor:
+    """Return c ⊙ (y − b) + b: the magnitude's part of Eq. 5, where y = V′x + b was computed by others.
+
+    Parameters
+    ----------
+    y
+        (…, features).
+    magnitude, norm
+        m and ‖V′‖, for their gradients; a `norm` of None is the constant of Eq. 11.
+    ready
+        With c.
+    bias
+        b, where it is in y.
+    """
+    return _Rescale.apply(y, magnitude, norm, ready, bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Rescale(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, _magnitude: Tensor, _norm: Tensor | None, ready: Prepared, bias: Tensor | None
+    ) -> Tensor:
+        out = y.contiguous().clone()
+        _scale_(out.view(-1, out.shape[-1]), bias, ready)
+        ctx.save_for_backward(out, bias)
+        ctx.ready = ready
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Eq. 7 for m, and what it gives to y, ‖V′‖ and b."""
+        out, bias = ctx.saved_tensors
+        g = grad.reshape(-1, grad.shape[-1])
+        d_y, d_magnitude = _through_magnitude(g, out.view(g.shape), bias, ctx.ready)
+        d_norm = -ctx.ready.scale * d_magnitude if ctx.needs_input_grad[2] else None
+        d_bias = (g - d_y).sum(dim=0) if ctx.needs_input_grad[4] else None
+        return d_y.view(grad.shape), d_magnitude, d_norm, None, d_bias
+
+
+def _tuned_product(x: Tensor, weight: Tensor, bias: Tensor | None, ready: Prepared) -> tuple[Tensor, Tensor]:
+    """Return c ⊙ (W0 x + B h) + b and h = s·A x; at c = 1 and B = 0 it is the base's output to the last bit."""
+    A, B = ready.factors
+    y = linear(x, weight, bias)
+    h = torch.mm(x.reshape(-1, x.shape[-1]), A.t())
+    rows = y.view(-1, y.shape[-1]).addmm_(h, B.t())
+    if ready.scale is not None:
+        _scale_(rows, bias, ready)
+    return y, h
+
+
+def _scale_(y: Tensor, bias: Tensor | None, ready: Prepared) -> None:
+    """In place, y ← c ⊙ (y − b) + b of rows y; to the last bit y where c = 1."""
+    c = ready.scale
+    assert c is not None
+    fused = _fused_kernels() if y.is_cuda else None
+    if fused is not None and y.dtype != torch.float64:
+        fused.scale_(y, c, bias)
+    else:
+        y.mul_(c)
+        if bias is not None:
+            y.add_(bias * (1 - c))
+
+
+def _through_magnitude(g: Tensor, y: Tensor, bias: Tensor | None, ready: Prepared) -> tuple[Tensor, Tensor]:
+    """Return c ⊙ g, and Eq. 7 from the output: ∇m_j = ∇W′_j·V′_j/‖V′_j‖ = Σ_t g_tj (y_tj − b_j)/m_j."""
+    c, m = ready.scale, ready.magnitude
+    assert c is not None
+    assert m is not None
+    fused = _fused_kernels() if g.is_cuda else None
+    if fused is not None and g.dtype != torch.float64:
+        gradients: tuple[Tensor, Tensor] = fused.through_magnitude(g.contiguous(), y, bias, c, m)
+        return gradients
+    total = (g * y).sum(dim=0, dtype=m.dtype)
+    if bias is not None:
+        total -= bias * g.sum(dim=0, dtype=m.dtype)
+    return torch.mul(g, c, out=torch.empty_like(g)), total / m
+
+
+def _is_rebuilt(weight: Tensor) -> bool:
+    out_features, in_features = weight.shape
+    return out_features <= in_features <= LONGEST_REBUILT
+
+
+@cache
+def _fused_kernels() -> ModuleType | None:
+    try:
+        from wdanalysis.training import fused
+    except ImportError:
+        return None
+    return fused

@@ -1,0 +1,299 @@
+"""Putting adapters into a model, and counting what is then trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import nn
+
+from wdanalysis.checkpoints.names import ModuleSelection, recognise
+from wdanalysis.decomposition import Axis
+from wdanalysis.errors import TrainingError
+from wdanalysis.training.adapters import (
+    Adapted,
+    LoRAUpdate,
+    VeRAProjection,
+    VeRAUpdate,
+    adapted_class,
+    features,
+    make_lora,
+    make_vera,
+)
+from wdanalysis.training.preparation import Preparation
+
+
+class Method(NamedTuple):
+    """What a method trains.
+
+    Attributes
+    ----------
+    update
+        Of the direction.
+    magnitude
+        Whether m is trained as well.
+    """
+
+    update: type[LoRAUpdate | VeRAUpdate]
+    magnitude: bool
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "lora": Method(LoRAUpdate, magnitude=False),
+        "dora": Method(LoRAUpdate, magnitude=True),
+        "vera": Method(VeRAUpdate, magnitude=False),
+        "dvora": Method(VeRAUpdate, magnitude=True),
+    }
+)
+"""The methods by name."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Which adapters, and where.
+
+    Attributes
+    ----------
+    method
+        ``lora``, ``dora``, ``vera`` or ``dvora``.
+    rank
+        r.
+    alpha
+        α; None for 2·r. VeRA has none.
+    dropout
+        Probability with which a number of an adapter's input is dropped in training.
+    targets
+        Where the direction is updated: roles (``q``, ``up``), ``all`` for every matrix in the layers, or regular
+        expressions searched in module names. A layer in which several projections are fused is adapted as a whole.
+    magnitude_targets
+        Where m is trained (§5.6): `targets`, as None means, and others on which only m is.
+    axis
+        Along which m is: ``"out"``, as in the authors' code, or ``"in"``.
+    full_gradient
+        Whether gradients pass through ‖V′‖ (Eq. 6) or take it as a constant (Eq. 11).
+    seed
+        Of the random factors.
+    """
+
+    method: str
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: str | Sequence[str] = ("q", "v")
+    magnitude_targets: str | Sequence[str] | None = None
+    axis: Axis = "out"
+    full_gradient: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise TrainingError(f"'{self.method}' is no method; use one of {', '.join(METHODS)}.")
+        if self.rank < 1:
+            raise TrainingError(f"Rank {self.rank} is too small; use 1 or more.")
+        if not 0 <= self.dropout < 1:
+            raise TrainingError(f"Dropout {self.dropout:g} is no probability under 1.")
+        if self.axis not in get_args(Axis):
+            raise TrainingError(f"axis is 'out' or 'in', not '{self.axis}'.")
+        if not self.trains_magnitude and (self.magnitude_targets is not None or self.full_gradient):
+            raise TrainingError(
+                f"'{self.method}' trains no magnitude; leave out magnitude_targets and full_gradient."
+            )
+
+    @property
+    def trains_magnitude(self) -> bool:
+        """Whether the method has an m."""
+        return METHODS[self.method].magnitude
+
+    @property
+    def lora_alpha(self) -> float:
+        """α, or 2·r where it is not given."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
+def inject(model: nn.Module, config: AdapterConfig) -> list[str]:
+    """Adapt modules of `model` in place and freeze everything else.
+
+    The model gives the same outputs as before. It may lie on the meta device.
+
+    Parameters
+    ----------
+    model
+        Any; a `transformers` model's configuration helps to tell roles.
+    config
+        Which adapters, and where.
+
+    Returns
+    -------
+    list of str
+        Names of the adapted modules, in the order of the model.
+
+    Raises
+    ------
+    TrainingError
+        Nothing matches the targets, the rank exceeds a matrix, m is not trained where the direction is, a target
+        cannot be adapted, or the model has adapters already.
+    """
+    if adapted_modules(model):
+        raise TrainingError("The model has adapters already; load it anew, or merge them first.")
+    layers = adaptable_layers(model)
+    directions = _select(model, layers, config.targets)
+    magnitudes = _magnitude_targets(model, layers, directions, config)
+    make_update = _update_maker([layers[name] for name in directions], config)
+    adapted: dict[str, Adapted] = {}
+    for name, layer in layers.items():
+        if name in directions or name in magnitudes:
+            try:
+                update = make_update(layer) if name in directions else None
+            except TrainingError as error:
+                raise TrainingError(f"'{name}' cannot be adapted. {error}") from None
+            adapted[name] = adapt(
+                layer, update, name in magnitudes, axis=config.axis, full_gradient=config.full_gradient
+            )
+    put_in(model, adapted)
+    return list(adapted)
+
+
+def put_in(model: nn.Module, adapted: Mapping[str, Adapted]) -> None:
+    """Put adapted modules in the places of their bases, all of them where one is shared; freeze everything else."""
+    by_base = {id(module.base): module for module in adapted.values()}
+    places = [
+        (parent, attribute, by_base[id(child)])
+        for parent in model.modules()
+        for attribute, child in parent._modules.items()
+        if id(child) in by_base
+    ]
+    model.requires_grad_(False)
+    for parent, attribute, module in places:
+        setattr(parent, attribute, module)
+    preparation = Preparation(adapted.values())
+    for module in adapted.values():
+        module.preparation = preparation
+    model.register_forward_pre_hook(preparation.before_forward)
+
+
+def adapt(
+    layer: nn.Module,
+    update: LoRAUpdate | VeRAUpdate | None,
+    train_magnitude: bool,
+    *,
+    axis: Axis = "out",
+    full_gradient: bool = False,
+) -> Adapted:
+    """Wrap one layer in the module that its kind needs; see `Adapted`."""
+    kind = adapted_class(layer)
+    assert kind is not None
+    return kind(layer, update, train_magnitude=train_magnitude, axis=axis, full_gradient=full_gradient)
+
+
+def adapted_modules(model: nn.Module) -> dict[str, Adapted]:
+    """The adapted modules of a model by name, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+
+
+def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model that can be adapted, by name, each once."""
+    return {name: layer for name, layer in model.named_modules() if name and adapted_class(layer) is not None}
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many parameters a model has.
+
+    Attributes
+    ----------
+    trainable
+        Those that are trained.
+    total
+        All, adapters with them; VeRA's shared projections, which are no parameters, are not in it.
+    """
+
+    trainable: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        """The trainable in percent of all."""
+        return 100 * self.trainable / self.total if self.total else 0.0
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the parameters of a model, shared ones once, quantised ones as what they stand for."""
+    sizes = [(_size(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return ParameterCount(
+        trainable=sum(size for size, trained in sizes if trained), total=sum(size for size, _ in sizes)
+    )
+
+
+def _size(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else parameter.numel()
+
+
+def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: str | Sequence[str]) -> list[str]:
+    """Return the names of the layers that the targets choose."""
+    selection = ModuleSelection.parse(targets)
+    named = ModuleSelection(selection.modules, tuple(p for p in selection.patterns if p.pattern))
+    all_in_layers = len(named.patterns) < len(selection.patterns)
+    config: Any = getattr(model, "config", None)
+    shapes = {f"{name}.weight": _stored_shape(layer) for name, layer in layers.items()}
+    architecture = recognise(shapes, config.to_dict() if hasattr(config, "to_dict") else None)
+    chosen, roles = [], set()
+    for name, shape in zip(layers, shapes.values(), strict=True):
+        matrix = architecture.matrix(f"{name}.weight", shape)
+        modules = [part.module for part in matrix.parts] if matrix else []
+        roles.update(modules if matrix and matrix.recognised else [])
+        in_layer = matrix is not None and matrix.layer is not None
+        if any(named.matches(m, name) for m in (*modules, "")) or (all_in_layers and in_layer):
+            chosen.append(name)
+    if not chosen:
+        wanted = targets if isinstance(targets, str) else ",".join(targets)
+        has = f"roles {', '.join(sorted(roles))}" if roles else f"modules such as '{next(iter(layers), '')}'"
+        raise TrainingError(f"No module matches the targets '{wanted}'; the model has {has}.")
+    return chosen
+
+
+def _magnitude_targets(
+    model: nn.Module, layers: Mapping[str, nn.Module], directions: Sequence[str], config: AdapterConfig
+) -> Sequence[str]:
+    """Return the names of the layers whose magnitude is trained."""
+    if not config.trains_magnitude:
+        return ()
+    if config.magnitude_targets is None:
+        return directions
+    magnitudes = _select(model, layers, config.magnitude_targets)
+    if missing := [name for name in directions if name not in magnitudes]:
+        raise TrainingError(
+            f"'{missing[0]}' is in the targets but not in the magnitude targets; "
+            f"{config.method} trains the magnitude wherever it trains the direction."
+        )
+    return magnitudes
+
+
+def _update_maker(
+    layers: Sequence[nn.Module], config: AdapterConfig
+) -> Callable[[nn.Module], LoRAUpdate | VeRAUpdate]:
+    if METHODS[config.method].update is VeRAUpdate:
+        sizes = [features(layer) for layer in layers]
+        projection = VeRAProjection(
+            max(in_features for _, in_features in sizes),
+            max(out_features for out_features, _ in sizes),
+            config.rank,
+            config.seed,
+            device=layers[0].weight.device,  # type: ignore[arg-type]
+        )
+        return partial(make_vera, projection=projection, dropout=config.dropout)
+    generator = torch.Generator().manual_seed(config.seed)
+    return partial(
+        make_lora, rank=config.rank, alpha=config.lora_alpha, dropout=config.dropout, generator=generator
+    )
+
+
+def _stored_shape(layer: nn.Module) -> tuple[int, int]:
+    out_features, in_features = features(layer)
+    return (out_features, in_features) if isinstance(layer, nn.Linear) else (in_features, out_features)

@@ -1,0 +1,434 @@
+"""ΔM and ΔD while a model is trained: a callback for `transformers.Trainer` that needs no checkpoints.
+
+>>> from wdanalysis.training.live import WeightDecompositionCallback
+>>> live = WeightDecompositionCallback("live/", every=50, modules=["q", "v"])  # doctest: +SKIP
+>>> trainer = Trainer(model, args, train_dataset=data, callbacks=[live])  # doctest: +SKIP
+>>> live.log_to(trainer)  # doctest: +SKIP
+>>> trainer.train()  # then: wd-analyze plot live/  # doctest: +SKIP
+
+It measures what `compare` would measure on a checkpoint of the same step, with the same code: the weights in memory are
+described as a checkpoint, and its plan and kernels do the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from wdanalysis.checkpoints.adapters import read_adapter
+from wdanalysis.checkpoints.architectures import WRAPPERS
+from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
+from wdanalysis.comparison import COLUMNS, Comparison, _table, _versions
+from wdanalysis.decomposition import Axis
+from wdanalysis.errors import ComparisonError, TrainingError
+from wdanalysis.plan import plan
+from wdanalysis.results import check_free
+from wdanalysis.stream import stream
+from wdanalysis.training.adapters import Adapted, VeRAUpdate
+from wdanalysis.training.injection import adapted_modules
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+IN_MEMORY = Path("the model in training")
+
+STORAGE: Mapping[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+
+PEFT_PREFIX = "base_model.model."
+
+Updates = tuple[LowRankUpdate, ...]
+
+
+class WeightDecompositionCallback(TrainerCallback):
+    """Measures ΔM (Eq. 3) and ΔD (Eq. 4) of every watched matrix each so many steps.
+
+    Works in any script with `transformers.Trainer`: full tuning, this package's adapters, and PEFT's LoRA, DoRA and
+    VeRA. Give it to the Trainer's constructor, so that it sees the weights before any checkpoint is resumed from.
+
+    Full tuning needs the base: a copy of the watched matrices alone is kept on the CPU, in their dtype (`nbytes`).
+    Adapters need none. The sums are taken on the CPU in float64.
+
+    Parameters
+    ----------
+    directory
+        Where to keep the table, with the columns of `compare`'s: `wd-analyze plot` and `Comparison.load` read it. None
+        keeps it in memory only.
+    every
+        Steps between measurements; the last step of the training is always measured.
+    modules
+        As in `compare`; None: the attention projections that are trained, or every trained matrix where no projection
+        is recognised.
+    axis
+        As in `compare`.
+    method
+        What the table calls the method; None: ft, lora, dora, vera or dvora, by what is found in the model.
+
+    Attributes
+    ----------
+    comparison
+        Everything that was measured so far.
+    nbytes
+        Memory of the copy of the base, in bytes.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path | None = None,
+        *,
+        every: int = 50,
+        modules: Sequence[str] | str | None = None,
+        axis: Axis = "out",
+        method: str | None = None,
+    ) -> None:
+        if every < 1:
+            raise TrainingError(f"the steps between measurements must be at least 1, and are {every}.")
+        self._directory = None if directory is None else Path(directory)
+        self._every, self._modules, self._axis, self._method = every, modules, axis, method
+        self._log: Callable[[dict[str, float]], None] | None = None
+        self._watched: _Watched | None = None
+        self._metrics = pd.DataFrame(columns=list(COLUMNS))
+
+    @property
+    def comparison(self) -> Comparison:
+        """What was measured so far."""
+        options = {"axis": self._axis, "modules": self._modules, "layers": None, "steps": None, "alpha": None}
+        run: dict[str, Any] = {
+            "versions": _versions(),
+            "command": None,
+            "options": options,
+            "complete": True,
+            "matrices": {"measured": len(self._metrics), "in_table": len(self._metrics)},
+            "inputs": {},
+            "skipped": [],
+            "warnings": [],
+            "live": {"every": self._every, "base_copy_bytes": self.nbytes},
+        }
+        return Comparison(self._metrics, run)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copy of the base, in bytes; 0 for adapters."""
+        return 0 if self._watched is None else self._watched.nbytes
+
+    def log_to(self, trainer: Trainer) -> None:
+        """Send the mean ΔM and ΔD of every module to the trainer's loggers as well.
+
+        Without this they go to `state.log_history` only, because a Trainer does not show its loggers to its callbacks.
+        """
+        self._log = trainer.log
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the base, before any checkpoint is loaded over it."""
+        self._watch(kwargs["model"], main=state.is_world_process_zero)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the base where the callback was added late, and take up the table of a run that is resumed."""
+        if self._watched is None:
+            self._watch(kwargs["model"], main=state.is_world_process_zero)
+        if self._directory is None or not state.is_world_process_zero:
+            return
+        if state.global_step == 0:
+            check_free(self._directory, force=False)
+        elif (self._directory / "run.json").is_file():
+            earlier = Comparison.load(self._directory).metrics
+            self._metrics = earlier[earlier["step"] <= state.global_step][list(COLUMNS)]
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure, where it is time."""
+        if state.global_step % self._every and state.global_step < state.max_steps:
+            return
+        rows = self.measure(kwargs["model"], state.global_step, main=state.is_world_process_zero)
+        if not state.is_world_process_zero:
+            return
+        columns = ["delta_m", "delta_d"]
+        means = rows.groupby("module", sort=False)[columns].mean().to_dict("index")
+        logged = {f"{column}/{module}": row[column] for module, row in means.items() for column in columns}
+        if self._log is None:
+            state.log_history.append({**logged, "step": state.global_step})
+            return
+        due = control.should_log  # logging marks it as done, and the training loss has still to be logged
+        self._log(logged)
+        control.should_log = due
+
+    def measure(self, model: nn.Module, step: int, *, main: bool = True) -> pd.DataFrame:
+        """Measure now, and add the rows to the table.
+
+        Parameters
+        ----------
+        model
+            The model in training.
+        step
+            Its training step.
+        main
+            Whether this process keeps the table; the others only take part in gathering sharded weights.
+
+        Returns
+        -------
+        DataFrame
+            The new rows, with the columns of `compare`.
+        """
+        if self._watched is None:
+            self._watch(model, main=main)
+        assert self._watched is not None
+        tensors, updates = self._watched.now(model)
+        if not main:
+            return self._metrics
+        method = self._method or self._watched.method
+        tuned = _in_memory(model, tensors, updates, step)
+        base = _in_memory(model, self._watched.base(model))
+        planned = plan(base, {method: Series(IN_MEMORY, method, (tuned,), ())}, modules=self._modules)
+        rows = _table([row for rows in stream(planned, self._axis) for row in rows], [method])
+        self._metrics = pd.concat([self._metrics, rows], ignore_index=True) if len(self._metrics) else rows
+        if self._directory is not None:
+            self.comparison.save(self._directory, figures=[], force=True)
+        return rows
+
+    def _watch(self, model: nn.Module, *, main: bool) -> None:
+        names = _selected(model, self._modules)
+        self._watched = _watched(model, names, keep=main)
+
+
+class _Watched(Protocol):
+    """The matrices that are measured: what they were, and what they are now."""
+
+    method: str
+    nbytes: int
+
+    def base(self, model: nn.Module) -> dict[str, StoredTensor]: ...
+
+    def now(self, model: nn.Module) -> tuple[dict[str, StoredTensor], Updates]: ...
+
+
+class _FullTuning:
+    """Every trained matrix, against a copy of it on the CPU."""
+
+    method = "ft"
+
+    def __init__(self, model: nn.Module, names: Iterable[str], *, keep: bool) -> None:
+        trained = _trained_matrices(model)
+        self._names = list(names)
+        copies = {name: _whole(trained[name]).to("cpu", copy=True) for name in self._names}
+        self._base = copies if keep else {}
+        self.nbytes = sum(copy.nbytes for copy in self._base.values())
+
+    def base(self, model: nn.Module) -> dict[str, StoredTensor]:
+        return {name: stored(name, tensor) for name, tensor in self._base.items()}
+
+    def now(self, model: nn.Module) -> tuple[dict[str, StoredTensor], Updates]:
+        trained = _trained_matrices(model)
+        return {name: stored(name, _whole(trained[name])) for name in self._names}, ()
+
+
+class _PeftAdapters:
+    """PEFT's own description of its adapter, read as its saved file would be."""
+
+    nbytes = 0
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self._names = list(names)
+        self.method = "dora" if any(update.magnitude for update in self._updates(model)) else "lora"
+
+    def base(self, model: nn.Module) -> dict[str, StoredTensor]:
+        matrices = _peft_matrices(model)
+        return {name: stored(name, _whole(matrices[name])) for name in self._names}
+
+    def now(self, model: nn.Module) -> tuple[dict[str, StoredTensor], Updates]:
+        return {}, self._updates(model)
+
+    def _updates(self, model: nn.Module) -> Updates:
+        from peft import get_peft_model_state_dict
+
+        adapters: Mapping[str, Any] = model.peft_config  # type: ignore[assignment]
+        adapter, settings = next(iter(adapters.items()))
+        config = {**settings.to_dict(), "peft_type": settings.peft_type.value}
+        state = get_peft_model_state_dict(model, adapter_name=adapter)
+        tensors = {name: stored(name, _whole(tensor)) for name, tensor in state.items()}
+        return read_adapter(IN_MEMORY, tensors, config, None).updates
+
+
+class _OurAdapters:
+    """The package's own adapters, from the factors in their modules."""
+
+    nbytes = 0
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        modules = adapted_modules(model).values()
+        directions = "vera" if any(isinstance(module.update, VeRAUpdate) for module in modules) else "lora"
+        has_magnitude = any(module.magnitude is not None for module in modules)
+        self.method = {"lora": "dora", "vera": "dvora"}[directions] if has_magnitude else directions
+
+    def base(self, model: nn.Module) -> dict[str, StoredTensor]:
+        return {name: stored(name, _base_as_stored(module)) for name, module in self._modules(model)}
+
+    def now(self, model: nn.Module) -> tuple[dict[str, StoredTensor], Updates]:
+        tensors, updates = {}, []
+        for name, module in self._modules(model):
+            if module.magnitude is not None and module.axis == "in":
+                # A stored update has its magnitude along the outputs: this one is measured as a whole matrix.
+                tensors[name] = stored(name, _tuned_along_inputs(module))
+            else:
+                updates.append(_low_rank(name, module))
+        return tensors, tuple(updates)
+
+    def _modules(self, model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+        for name, module in adapted_modules(model).items():
+            if (weight := f"{_plain_name(name)}.weight") in self._names:
+                yield weight, module
+
+
+def stored(name: str, tensor: Tensor) -> StoredTensor:
+    """Describe a tensor in memory as one of a checkpoint; its rows are read as they are at that time.
+
+    Raises
+    ------
+    TrainingError
+        It is not of a float dtype of 16 bits or more.
+    """
+    if tensor.dtype not in STORAGE:
+        raise TrainingError(f"{name} is {tensor.dtype}, of which no magnitude and direction can be taken.")
+
+    def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+        rows = (tensor if tensor.ndim else tensor[None])[start:stop].detach().cpu().contiguous()
+        rows = rows.reshape(stop - start, -1)
+        if rows.dtype == torch.bfloat16:
+            bits: NDArray[Any] = rows.view(torch.int16).numpy().view(np.uint16)
+            return bits
+        floats: NDArray[Any] = rows.numpy()
+        return floats
+
+    return StoredTensor(name, tuple(tensor.shape), STORAGE[tensor.dtype], IN_MEMORY, read)
+
+
+def _watched(model: nn.Module, names: Sequence[str], *, keep: bool) -> _Watched:
+    if adapted_modules(model):
+        return _OurAdapters(model, names)
+    if _is_peft(model):
+        return _PeftAdapters(model, names)
+    return _FullTuning(model, names, keep=keep)
+
+
+def _selected(model: nn.Module, modules: Sequence[str] | str | None) -> list[str]:
+    """The names of the trained matrices that are to be watched, found as `compare` finds them."""
+    candidates = _candidates(model)
+    tensors = {name: stored(name, tensor) for name, tensor in candidates.items() if tensor.dtype in STORAGE}
+    if not tensors:
+        raise TrainingError("no matrix of the model is trained, so that there is nothing to measure.")
+    everything = _in_memory(model, tensors)
+    try:
+        planned = plan(everything, {"": Series(IN_MEMORY, "", (everything,), ())}, modules=modules)
+    except ComparisonError as error:
+        raise TrainingError(
+            f"{modules!r} selects none of the {len(tensors)} trained matrices, such as {next(iter(tensors))}: "
+            "choose other modules to measure."
+        ) from error
+    return list(dict.fromkeys(job.base.name for job in planned.jobs))
+
+
+def _candidates(model: nn.Module) -> dict[str, Tensor]:
+    """Every matrix that is trained, directly or by an adapter, as stored in the base."""
+    if adapted := adapted_modules(model):
+        return {f"{_plain_name(name)}.weight": _base_as_stored(module) for name, module in adapted.items()}
+    return _peft_matrices(model) if _is_peft(model) else _trained_matrices(model)
+
+
+def _trained_matrices(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        _plain_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.ndim >= 2
+    }
+
+
+def _is_peft(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "base_model")
+
+
+def _peft_matrices(model: nn.Module) -> dict[str, Tensor]:
+    """The base weights of the layers that PEFT adapts."""
+    return {
+        f"{_plain_name(name)}.weight": module.base_layer.weight
+        for name, module in model.named_modules()
+        if hasattr(module, "base_layer") and hasattr(module, "get_delta_weight")
+    }
+
+
+def _plain_name(name: str) -> str:
+    """The name in the base model: without what PEFT, DDP, FSDP and torch.compile put in."""
+    return ".".join(part for part in name.removeprefix(PEFT_PREFIX).split(".") if part not in WRAPPERS)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP has sharded, gathered; all processes must ask for it."""
+    tensor = tensor.detach()
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def _base_as_stored(module: Adapted) -> Tensor:
+    weight = _whole(module.dequantised_weight())
+    return weight.mT if module.stores_in_by_out else weight
+
+
+def _low_rank(name: str, module: Adapted) -> LowRankUpdate:
+    """A module's update as a checkpoint has it; a magnitude alone updates the direction by zero."""
+    if module.update is None:
+        outputs, inputs = module.features
+        A, B = torch.zeros(1, inputs), torch.zeros(outputs, 1)
+    else:
+        A, B = (_whole(factor) for factor in module.update.factors())
+    magnitude = module.magnitude
+    module_name = name.removesuffix(".weight")
+    return LowRankUpdate(
+        module=module_name,
+        A=stored(f"{module_name}.A", A),
+        B=stored(f"{module_name}.B", B),
+        scale=1.0,  # the factors have it
+        magnitude=None if magnitude is None else stored(f"{module_name}.m", _whole(magnitude)),
+        in_by_out=module.stores_in_by_out,
+    )
+
+
+def _tuned_along_inputs(module: Adapted) -> Tensor:
+    """W′ of Eq. 5 with one magnitude for each input, in float64 and as stored."""
+    assert module.magnitude is not None
+    V = _whole(module.dequantised_weight()).double()
+    if module.update is not None:
+        A, B = (_whole(factor).double() for factor in module.update.factors())
+        V = V + B @ A
+    norm = V.norm(dim=0)
+    weight: Tensor = V * (_whole(module.magnitude).double() / norm.where(norm > 0, 1.0))
+    return weight.mT if module.stores_in_by_out else weight
+
+
+def _in_memory(
+    model: nn.Module, tensors: Mapping[str, StoredTensor], updates: Updates = (), step: int | None = None
+) -> Checkpoint:
+    config: Any = getattr(model, "config", None)
+    return Checkpoint(
+        path=IN_MEMORY,
+        format="in memory",
+        tensors=tensors,
+        updates=updates,
+        step=step,
+        config=config.to_dict() if hasattr(config, "to_dict") else None,
+    )
