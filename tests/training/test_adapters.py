@@ -360,6 +360,17 @@ def test_norms_are_made_once_while_gradients_accumulate() -> None:
     assert layer.ready is not ready[0]
 
 
+def test_layers_of_two_dtypes_do_not_undo_each_others_preparation() -> None:
+    model, x = two_layers().train(), random(4, IN)
+    first, second = adapted_modules(model).values()
+    second.float()
+    for _ in range(2):
+        first(x), second(random(4, OUT).float())
+    ready = first.ready, second.ready
+    first(x), second(random(4, OUT).float())
+    assert (first.ready, second.ready) == ready
+
+
 def test_two_forward_passes_may_share_one_backward_pass() -> None:
     model, x = two_layers().train(), random(4, IN)
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -45,8 +45,7 @@ def dora(
     x: Tensor, W0: Tensor, b: Tensor | None, A: Tensor, B: Tensor, m: Tensor, *, full: bool = False
 ) -> Tensor:
     norm = factored_norm(W0, squared_norms(W0), B, S * A.mT)
-    c, stand_in = scale_by_magnitude(m.detach(), norm.detach())
-    ready = Prepared(S * A.detach(), B.detach(), S, c, stand_in)
+    ready = Prepared(S * A.detach(), B.detach(), S, *scale_by_magnitude(m.detach(), norm.detach()))
     return low_rank_linear(x, W0, b, A, B, m, norm if full else None, ready)
 
 
@@ -152,7 +151,11 @@ def test_an_update_that_cancels_the_base_has_norm_zero_and_finite_gradients() ->
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(norm.sum(), (A, B)))
 
 
-def test_a_magnitude_of_zero_gives_nothing_but_has_its_gradient(W0: Tensor, A: Tensor, B: Tensor) -> None:
+@pytest.mark.parametrize("longest", [0, 10_000], ids=["kept", "rebuilt"])
+def test_a_magnitude_of_zero_gives_nothing_but_has_its_gradient(
+    W0: Tensor, A: Tensor, B: Tensor, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functional, "LONGEST_REBUILT", longest)
     m = torch.zeros(OUT, dtype=torch.float64, requires_grad=True)
     x, g = random(4, IN), random(4, OUT)
     y = dora(x, W0, None, A, B, m)
@@ -161,7 +164,11 @@ def test_a_magnitude_of_zero_gives_nothing_but_has_its_gradient(W0: Tensor, A: T
     torch.testing.assert_close(torch.autograd.grad(y, m, g)[0], ((g.T @ x) * V).sum(dim=1) / V.norm(dim=1))
 
 
-def test_a_zero_vector_stays_zero_with_finite_gradients(W0: Tensor, A: Tensor, B: Tensor, m: Tensor) -> None:
+@pytest.mark.parametrize("longest", [0, 10_000], ids=["kept", "rebuilt"])
+def test_a_zero_vector_stays_zero_with_finite_gradients(
+    W0: Tensor, A: Tensor, B: Tensor, m: Tensor, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functional, "LONGEST_REBUILT", longest)
     with torch.no_grad():
         W0[2], B[2] = 0, 0
     for full in (False, True):
@@ -189,7 +196,7 @@ def test_rescale_is_the_magnitudes_part_of_eq_5(W0: Tensor, A: Tensor, B: Tensor
     x, g = random(2, 3, IN), random(2, 3, OUT)
     V = W0 + S * B @ A
     norm = factored_norm(W0, squared_norms(W0), B, S * A.mT)
-    c, stand_in = scale_by_magnitude(m.detach(), norm.detach())
+    c, stand_in, _ = scale_by_magnitude(m.detach(), norm.detach())
     y = rescale(x @ V.T, m, norm, Prepared(scale=c, magnitude=stand_in))
     exact = x @ eq_5(W0, A, B, S, m, "out", detach=False).T
     torch.testing.assert_close(y, exact)

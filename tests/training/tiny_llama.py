@@ -60,7 +60,7 @@ def model_folder(folder: Path, *, dtype: torch.dtype = torch.float32, width: int
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """One thread, since several get in each other's way in matrices of sixteen; and little for accelerate to collect."""
+    """One thread, since several get in each other's way here; and little for accelerate to collect."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.freeze()

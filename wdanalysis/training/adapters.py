@@ -31,6 +31,7 @@ from wdanalysis.training.functional import (
     rescale,
     scale_by_magnitude,
     squared_norms,
+    with_gradient,
 )
 from wdanalysis.training.preparation import Preparation, Ready, is_ready
 
@@ -307,7 +308,7 @@ class Adapted(nn.Module):
                 weight = weight + B @ A
             if self.magnitude is not None:
                 dim = 1 if self.axis == "out" else 0
-                scale, _ = scale_by_magnitude(self.magnitude.to(weight.dtype), weight.norm(dim=dim))
+                scale, *_ = scale_by_magnitude(self.magnitude.to(weight.dtype), weight.norm(dim=dim))
                 weight = weight * scale.unsqueeze(dim)
         return (weight.mT if self.stores_in_by_out else weight).contiguous()
 
@@ -315,11 +316,14 @@ class Adapted(nn.Module):
         """‖V′‖ of each vector; part of the graph with `full_gradient`, else the constant of Eq. 11."""
         if self.update is None:
             return self.base_squared_norms().sqrt()
-        A, B = self.update.factors()
-        G, length_side = (B, A.mT) if self.axis == "out" else (A.mT, B)
         vectors = self.vectors(self.dequantised_weight().dtype)
-        norm = factored_norm(vectors, self.base_squared_norms(), G, length_side)
+        norm = factored_norm(vectors, self.base_squared_norms(), *self._sides())
         return norm if self.full_gradient else norm.detach()
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        """G (vectors × r) and F (length × r) with ΔV = G Fᵀ along the axis."""
+        A, B = self.factors()
+        return (B, A.mT) if self.axis == "out" else (A.mT, B)
 
     # When what is ready is so no more.
 
@@ -347,7 +351,10 @@ class Adapted(nn.Module):
         if not is_ready(self, dtype):
             self.preparation.prepare(self, dtype)
         assert self.ready is not None
-        return self.ready.prepared, self.norm() if self.full_gradient else None
+        prepared, norm = self.ready.prepared, None
+        if self.full_gradient and prepared.norm is not None:
+            norm = with_gradient(prepared.norm, self.vectors(dtype), *self._sides())
+        return prepared, norm
 
     def _dropped(self, x: Tensor) -> Tensor:
         """x̃: `x` itself where nothing is dropped."""
@@ -408,7 +415,7 @@ class AdaptedLinear(Adapted):
         m, bias = self.magnitude, self.bias
         if m is not None and self.axis == "in":
             x = rescale(x, m, norm, ready)
-            ready, m, norm = ready._replace(scale=None, magnitude=None), None, None
+            ready, m, norm = ready._replace(scale=None), None, None
         weight, update = self.base_weight(), self.update
         if isinstance(update, LoRAUpdate) and self.is_fused and not weight.requires_grad:
             bias = None if bias is None else bias.to(x.dtype)
@@ -462,7 +469,7 @@ class AdaptedEmbedding(Adapted):
         ready, norm = self._prepared(self.dequantised_weight().dtype)
         if self.axis == "out":
             return rescale(y, self.magnitude, norm, ready)
-        scale, _ = scale_by_magnitude(self.magnitude, self.norm())
+        scale, *_ = scale_by_magnitude(self.magnitude, self.norm())
         return y * scale[tokens].unsqueeze(-1).to(y.dtype)
 
     def _update(self, tokens: Tensor) -> Tensor:

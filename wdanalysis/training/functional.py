@@ -17,7 +17,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 STAND_IN_FOR_ZERO = 2.0**-60
-"""What m counts as where it is 0: so little that it is lost in any rounding, yet y/m is V′x/‖V′‖."""
+"""What m counts as where it is 0: so little that it is lost in any rounding, yet y/m is V′x/‖V′‖.
+
+In float16, which has no numbers so small, an m of exactly 0 gets no gradient where the output is kept.
+"""
 
 LONGEST_REBUILT = 4096
 """Up to this length of its rows a module that does not widen its input rebuilds its output for Eq. 7."""
@@ -91,29 +94,35 @@ def factored_norm(vectors: Tensor, squares: Tensor, G: Tensor, F: Tensor) -> Ten
     G, F
         (vectors, r) and (length, r).
     """
-    return _FactoredNorm.apply(vectors, squares, G, F)  # type: ignore[no-any-return, no-untyped-call]
+    with torch.no_grad(), full_precision(vectors.device):
+        factor = F.to(vectors.dtype)
+        product = matmul_float32(vectors, factor)
+        norm = norms_of_sum(squares[None], product[None], G[None], factor[None])[0]
+    return with_gradient(norm, vectors, G, F)
 
 
-class _FactoredNorm(torch.autograd.Function):
+def with_gradient(norm: Tensor, vectors: Tensor, G: Tensor, F: Tensor) -> Tensor:
+    """Return `norm`, which is known already, as `factored_norm` does with its gradient."""
+    return _NormGradient.apply(norm, vectors, G, F)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _NormGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, squares: Tensor, G: Tensor, F: Tensor) -> Tensor:
-        with full_precision(vectors.device):
-            F = F.to(vectors.dtype)
-            product = matmul_float32(vectors, F)
-            norm = norms_of_sum(squares[None], product[None], G[None], F[None])[0]
-        ctx.save_for_backward(vectors, product, G, F, norm)
-        return norm
+    def forward(ctx: Any, norm: Tensor, vectors: Tensor, G: Tensor, F: Tensor) -> Tensor:
+        ctx.save_for_backward(norm, vectors, G, F)
+        return norm.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_norm: Tensor) -> tuple[Tensor | None, ...]:
         """∇_{V′}‖V′‖ = V′/‖V′‖, carried on to G and F; 0 where a vector is zero."""
-        vectors, product, G, F, norm = ctx.saved_tensors
+        norm, vectors, G, F = ctx.saved_tensors
         with full_precision(vectors.device):
             k = (d_norm / norm).where(norm > 0, 0.0)[:, None]
-            kG, F = k * G, F.to(product.dtype)
-            d_G = k * product + kG @ (F.mT @ F)
-            d_F = matmul_float32(vectors.mT, kG.to(vectors.dtype)) + F @ (G.mT @ kG)
+            kG = k * G
+            product = matmul_float32(vectors, F.to(vectors.dtype))
+            d_G = torch.addmm(k * product, kG, F.mT @ F)
+            d_F = matmul_float32(vectors.mT, kG.to(vectors.dtype)).addmm_(F, G.mT @ kG)
         return None, None, d_G, d_F
 
 
@@ -133,6 +142,8 @@ class Prepared(NamedTuple):
         c = m/‖V′‖, 0 where the vector is zero; None without a magnitude.
     magnitude
         m, with `STAND_IN_FOR_ZERO` for 0, so that Eq. 7 can be had from c ⊙ V′x.
+    norm
+        ‖V′‖, infinite where the vector is zero, for Eq. 7 from V′x.
     """
 
     A: Tensor | None = None
@@ -140,6 +151,7 @@ class Prepared(NamedTuple):
     s: float = 1.0
     scale: Tensor | None = None
     magnitude: Tensor | None = None
+    norm: Tensor | None = None
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -149,10 +161,11 @@ class Prepared(NamedTuple):
         return self.A, self.B
 
 
-def scale_by_magnitude(magnitude: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-    """Return c and m as `Prepared` has them, from m and ‖V′‖."""
+def scale_by_magnitude(magnitude: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return c, m and ‖V′‖ as `Prepared` has them, from m and ‖V′‖."""
     magnitude = magnitude.where(magnitude != 0, STAND_IN_FOR_ZERO)
-    return (magnitude / norm).where(norm > 0, 0.0), magnitude
+    norm = norm.where(norm > 0, torch.inf)
+    return magnitude / norm, magnitude, norm
 
 
 def low_rank_linear(
@@ -169,7 +182,7 @@ def low_rank_linear(
 
     For the backward pass are kept x, Ax and, for Eq. 7 as ∇m_j = Σ_t g_tj (y_tj − b_j)/m_j, the result y, which costs
     nothing where the next operation keeps it too (after a gate or up projection). Where that is unlikely and y cheap,
-    it is rebuilt instead: see `LONGEST_REBUILT`. Nothing of the size of W0 is made.
+    V′x is rebuilt instead: see `LONGEST_REBUILT`. Nothing of the size of W0 is made.
 
     Parameters
     ----------
@@ -196,7 +209,12 @@ class _LowRankLinear(torch.autograd.Function):
         _norm: Tensor | None,
         ready: Prepared,
     ) -> Tensor:
-        y, h = _tuned_product(x, weight, bias, ready)
+        A, B = ready.factors
+        y = linear(x, weight, bias)
+        h = torch.mm(x.reshape(-1, x.shape[-1]), A.t())
+        rows = y.view(-1, y.shape[-1]).addmm_(h, B.t())
+        if ready.scale is not None:
+            _scale_(rows, bias, ready.scale)
         keeps_y = ready.scale is not None and not _is_rebuilt(weight)
         ctx.save_for_backward(x, h, weight, bias, y if keeps_y else None)
         ctx.ready = ready
@@ -213,9 +231,11 @@ class _LowRankLinear(torch.autograd.Function):
         d_bias = g.sum(dim=0) if needs_bias else None
         d_magnitude = d_norm = None
         if ready.scale is not None:
-            if y is None:
-                y, _ = _tuned_product(x, weight, bias, ready)
-            g, d_magnitude = _through_magnitude(g, y.view(g.shape), bias, ready)
+            if y is None:  # V′x itself, for ∇m_j = Σ_t g_tj (V′x_t)_j / ‖V′_j‖
+                y = linear(x, weight).view(g.shape).addmm_(h, ready.factors[1].t())
+                g, d_magnitude = _through_magnitude(g, y, None, ready.scale, ready.norm)
+            else:
+                g, d_magnitude = _through_magnitude(g, y.view(g.shape), bias, ready.scale, ready.magnitude)
             d_norm = -ready.scale * d_magnitude if needs_norm else None
         A, B = ready.factors
         d_h = torch.mm(g, B)
@@ -249,8 +269,9 @@ class _Rescale(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, _magnitude: Tensor, _norm: Tensor | None, ready: Prepared, bias: Tensor | None
     ) -> Tensor:
-        out = y.contiguous().clone()
-        _scale_(out.view(-1, out.shape[-1]), bias, ready)
+        assert ready.scale is not None
+        out = y.clone(memory_format=torch.contiguous_format)
+        _scale_(out.view(-1, out.shape[-1]), bias, ready.scale)
         ctx.save_for_backward(out, bias)
         ctx.ready = ready
         return out
@@ -261,29 +282,17 @@ class _Rescale(torch.autograd.Function):
         """Eq. 7 for m, and what it gives to y, ‖V′‖ and b."""
         out, bias = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1])
-        d_y, d_magnitude = _through_magnitude(g, out.view(g.shape), bias, ctx.ready)
+        c, m = ctx.ready.scale, ctx.ready.magnitude
+        d_y, d_magnitude = _through_magnitude(g, out.view(g.shape), bias, c, m)
         d_norm = -ctx.ready.scale * d_magnitude if ctx.needs_input_grad[2] else None
         d_bias = (g - d_y).sum(dim=0) if ctx.needs_input_grad[4] else None
         return d_y.view(grad.shape), d_magnitude, d_norm, None, d_bias
 
 
-def _tuned_product(x: Tensor, weight: Tensor, bias: Tensor | None, ready: Prepared) -> tuple[Tensor, Tensor]:
-    """Return c ⊙ (W0 x + B h) + b and h = s·A x; at c = 1 and B = 0 it is the base's output to the last bit."""
-    A, B = ready.factors
-    y = linear(x, weight, bias)
-    h = torch.mm(x.reshape(-1, x.shape[-1]), A.t())
-    rows = y.view(-1, y.shape[-1]).addmm_(h, B.t())
-    if ready.scale is not None:
-        _scale_(rows, bias, ready)
-    return y, h
-
-
-def _scale_(y: Tensor, bias: Tensor | None, ready: Prepared) -> None:
+def _scale_(y: Tensor, bias: Tensor | None, c: Tensor) -> None:
     """In place, y ← c ⊙ (y − b) + b of rows y; to the last bit y where c = 1."""
-    c = ready.scale
-    assert c is not None
-    fused = _fused_kernels() if y.is_cuda else None
-    if fused is not None and y.dtype != torch.float64:
+    fused = _fused_kernels() if y.is_cuda and y.dtype != torch.float64 else None
+    if fused is not None:
         fused.scale_(y, c, bias)
     else:
         y.mul_(c)
@@ -291,19 +300,19 @@ def _scale_(y: Tensor, bias: Tensor | None, ready: Prepared) -> None:
             y.add_(bias * (1 - c))
 
 
-def _through_magnitude(g: Tensor, y: Tensor, bias: Tensor | None, ready: Prepared) -> tuple[Tensor, Tensor]:
-    """Return c ⊙ g, and Eq. 7 from the output: ∇m_j = ∇W′_j·V′_j/‖V′_j‖ = Σ_t g_tj (y_tj − b_j)/m_j."""
-    c, m = ready.scale, ready.magnitude
-    assert c is not None
-    assert m is not None
-    fused = _fused_kernels() if g.is_cuda else None
-    if fused is not None and g.dtype != torch.float64:
-        gradients: tuple[Tensor, Tensor] = fused.through_magnitude(g.contiguous(), y, bias, c, m)
+def _through_magnitude(
+    g: Tensor, y: Tensor, bias: Tensor | None, c: Tensor, divisor: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return c ⊙ g, and Eq. 7, ∇m_j = ∇W′_j·V′_j/‖V′_j‖, as Σ_t g_tj (y_tj − b_j)/divisor_j."""
+    assert divisor is not None
+    fused = _fused_kernels() if g.is_cuda and g.dtype != torch.float64 else None
+    if fused is not None:
+        gradients: tuple[Tensor, Tensor] = fused.through_magnitude(g.contiguous(), y, bias, c, divisor)
         return gradients
-    total = (g * y).sum(dim=0, dtype=m.dtype)
+    total = (g * y).sum(dim=0, dtype=divisor.dtype)
     if bias is not None:
-        total -= bias * g.sum(dim=0, dtype=m.dtype)
-    return torch.mul(g, c, out=torch.empty_like(g)), total / m
+        total -= bias * g.sum(dim=0, dtype=divisor.dtype)
+    return torch.mul(g, c, out=torch.empty_like(g)), total / divisor
 
 
 def _is_rebuilt(weight: Tensor) -> bool:

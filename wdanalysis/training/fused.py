@@ -5,6 +5,7 @@ Without Triton, `functional` does the same with PyTorch's own operations.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ TILE = 8192
 """Elements that a program has in hand at once."""
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["scale", "bias"])  # type: ignore[untyped-decorator, unused-ignore]
 def _scale_kernel(  # type: ignore[no-untyped-def]
     y, scale, bias, rows, columns, HAS_BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -32,13 +33,16 @@ def _scale_kernel(  # type: ignore[no-untyped-def]
     tl.store(y + at, value, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(  # type: ignore[untyped-decorator, unused-ignore]
+    do_not_specialize=["rows"],
+    do_not_specialize_on_alignment=["bias", "scale", "divisor", "d_magnitude"],
+)
 def _through_magnitude_kernel(  # type: ignore[no-untyped-def]
     g,
     y,
     bias,
     scale,
-    magnitude,
+    divisor,
     scaled,
     d_magnitude,
     rows,
@@ -63,8 +67,8 @@ def _through_magnitude_kernel(  # type: ignore[no-untyped-def]
             y_tile -= b
         total += g_tile * y_tile
         tl.store(scaled + at, g_tile * c, mask=inside)
-    m = tl.load(magnitude + column, mask=exists, other=1.0)
-    tl.store(d_magnitude + column, tl.sum(total, axis=0) / m, mask=exists)
+    by = tl.load(divisor + column, mask=exists, other=1.0)
+    tl.store(d_magnitude + column, tl.sum(total, axis=0) / by, mask=exists)
 
 
 def scale_(y: Tensor, scale: Tensor, bias: Tensor | None) -> None:
@@ -78,43 +82,51 @@ def scale_(y: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         c in float32 and b, (features,).
     """
     rows, columns = y.shape
-    if y.numel():
-        grid = (triton.cdiv(rows, 16), triton.cdiv(columns, 256))
-        _scale_kernel[grid](
-            y, scale, bias, rows, columns, HAS_BIAS=bias is not None, BLOCK_ROWS=16, BLOCK=256
-        )
+    if rows:
+        grid = (-(-rows // 16), -(-columns // 256), 1)
+        _launch(_scale_kernel, grid, 4, y, scale, bias, rows, columns, bias is not None, 16, 256)
 
 
 def through_magnitude(
-    g: Tensor, y: Tensor, bias: Tensor | None, scale: Tensor, magnitude: Tensor
+    g: Tensor, y: Tensor, bias: Tensor | None, scale: Tensor, divisor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return c ⊙ g in g's dtype and Σ_t g_t ⊙ (y_t − b) / m in float32, the same on every run.
+    """Return c ⊙ g in g's dtype and Σ_t g_t ⊙ (y_t − b) / divisor in float32, the same on every run.
 
     Parameters
     ----------
     g, y
         (rows, features), contiguous.
-    bias, scale, magnitude
-        b, and c and m in float32, (features,).
+    bias, scale, divisor
+        b, and c and the divisor in float32, (features,).
     """
     rows, columns = g.shape
-    block = 16 if columns <= 1024 else 32 if columns <= 4096 else 64
-    scaled = torch.empty_like(g)
-    d_magnitude = torch.empty_like(magnitude)
-    grid: Any = (triton.cdiv(columns, block),)
-    _through_magnitude_kernel[grid](
-        g,
-        y,
-        bias,
-        scale,
-        magnitude,
-        scaled,
-        d_magnitude,
-        rows,
-        columns,
-        HAS_BIAS=bias is not None,
-        BLOCK_ROWS=TILE // block,
-        BLOCK=block,
-        num_warps=8,
-    )
+    block = 16 if columns <= 2048 else 32 if columns <= 4096 else 64
+    scaled, d_magnitude = torch.empty_like(g), torch.empty_like(divisor)
+    arguments = (g, y, bias, scale, divisor, scaled, d_magnitude, rows, columns)
+    constants = (bias is not None, TILE // block, block)
+    _launch(_through_magnitude_kernel, (-(-columns // block), 1, 1), 8, *arguments, *constants)
     return scaled, d_magnitude
+
+
+_compiled: dict[Hashable, Any] = {}
+
+
+def _launch(kernel: Any, grid: tuple[int, int, int], num_warps: int, first: Tensor, *rest: Any) -> None:
+    """Launch a kernel on the device of `first`.
+
+    Triton looks at every argument of every launch to see which variant of the kernel fits, which takes longer than
+    these kernels run. What it looks at is the key here: dtype, row length and alignment.
+    """
+    if first.device.index != torch.cuda.current_device():
+        with torch.cuda.device(first.device):
+            return _launch(kernel, grid, num_warps, first, *rest)
+    arguments = (first, *rest)
+    pointers = [t.data_ptr() for t in arguments if isinstance(t, Tensor) and t.dtype == first.dtype]
+    aligned = all(pointer % 16 == 0 for pointer in pointers)
+    key = (id(kernel), first.device.index, first.dtype, first.shape[-1], rest[-3], aligned)
+    compiled = _compiled.get(key) if aligned else None
+    if compiled is not None:
+        compiled[grid](*arguments)
+    else:
+        _compiled[key] = kernel[grid](*arguments, num_warps=num_warps)
+    return None

@@ -442,10 +442,11 @@ def _dtype(plan: TrainingPlan, method: str) -> str:
 def _make_trainable_on_4_bits(model: PreTrainedModel) -> None:
     """Let the Trainer and bitsandbytes know that adapters are trained on the 4-bit weights."""
     model._hf_peft_config_loaded = True  # the Trainer refuses quantized models that have no adapters
-    for module in model.modules():
+    layer: Any
+    for layer in model.modules():
         # Evaluated on such a CPU, a layer packs its weight anew, and from then on passes no gradient back.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _four_bits() -> Any:

@@ -219,7 +219,7 @@ def load_adapter(model: nn.Module, folder: Path, *, full_gradient: bool = False)
     Returns
     -------
     list of str
-        Names of the adapted modules.
+        Names of the adapted modules, in the order of the model.
 
     Raises
     ------
@@ -240,7 +240,7 @@ def load_adapter(model: nn.Module, folder: Path, *, full_gradient: bool = False)
     load = _load_vera if kind.removesuffix(ALONG_INPUTS) in ("VERA", "DVORA") else _load_lora
     adapted = load(model, folder, tensors, config, axis, full_gradient)
     put_in(model, adapted)
-    return list(adapted)
+    return list(adapted_modules(model))
 
 
 @dataclass(frozen=True)

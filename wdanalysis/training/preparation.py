@@ -70,10 +70,13 @@ class Preparation:
             self.round += 1
 
     def prepare(self, wanted: Adapted, dtype: torch.dtype) -> None:
-        """Make `wanted` ready for inputs of `dtype`, and with it all others that are whole and not ready."""
+        """Make `wanted` ready for inputs of `dtype`, and with it all others like it that are whole and not ready."""
         groups: defaultdict[Hashable, list[Adapted]] = defaultdict(list)
+        stored = wanted.weight.dtype
         for module in self.modules:
-            if module is wanted or not (is_ready(module, dtype) or is_sharded(module)):
+            if module is wanted or not (
+                module.weight.dtype != stored or is_ready(module, dtype) or is_sharded(module)
+            ):
                 groups[module.alike].append(module)
         for modules in groups.values():
             size = _group_size(modules[0])
@@ -84,21 +87,21 @@ class Preparation:
     def _prepare_alike(self, modules: Sequence[Adapted], dtype: torch.dtype) -> None:
         """Prepare modules whose `Adapted.alike` is one."""
         first = modules[0]
-        A = B = scales = magnitudes = None
+        A = B = scales = magnitudes = norms = None
         with full_precision(first.weight.device):
             if first.update is not None:
                 A, B = _stacked_factors(modules, dtype)
             if first.magnitude is not None:
-                norm = _norms(modules, A, B)
+                norms = _norms(modules, A, B)
                 m = torch.stack([module.magnitude for module in modules if module.magnitude is not None])
-                scales, magnitudes = scale_by_magnitude(m.to(norm.dtype), norm)
+                scales, magnitudes, norms = scale_by_magnitude(m.to(norms.dtype), norms)
         if not first.is_fused:
             A = B = None
         s = 1.0 if first.update is None else first.update.scale
         nothing = [None] * len(modules)
-        parts = (nothing if stack is None else stack.unbind() for stack in (A, B, scales, magnitudes))
-        for module, a, b, c, m in zip(modules, *parts, strict=True):
-            module.__dict__["ready"] = Ready(Prepared(a, b, s, c, m), module, dtype, self)
+        parts = (nothing if stack is None else stack.unbind() for stack in (A, B, scales, magnitudes, norms))
+        for module, a, b, *of_magnitude in zip(modules, *parts, strict=True):
+            module.__dict__["ready"] = Ready(Prepared(a, b, s, *of_magnitude), module, dtype, self)
 
     def _is_accumulating(self) -> bool:
         trained = self.modules[0].trained()
