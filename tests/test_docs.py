@@ -1,0 +1,130 @@
+"""The documentation: its pages build, its commands and its Python run, and it defines every column."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from wdanalysis.cli import app
+from wdanalysis.comparison import COLUMNS
+from wdanalysis.statistics import CORRELATION_COLUMNS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "```" in page.read_text(encoding="utf-8")]
+BLOCK = re.compile(r"(?:<!-- (?P<mark>\w+) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
+"""`yours`: needs files of the reader's; `long`: trains for minutes. Such commands are parsed and not run."""
+
+
+def blocks(page: Path) -> Iterator[tuple[str | None, str, str]]:
+    """Mark, language and text of a page's fenced blocks."""
+    for found in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        yield found["mark"], found["language"], found["text"]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "wd-analyze", line
+        yield arguments
+
+
+def parse(arguments: list[str]) -> None:
+    """Read a command's arguments as the command does, without running it."""
+    group: Any = typer.main.get_command(app)
+    name, *rest = arguments
+    group.commands[name].make_context(name, rest)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
+@pytest.fixture
+def beside_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sample_checkpoints").symlink_to(ROOT / "sample_checkpoints")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("beside_the_samples")
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_and_python_block_of_a_page_runs(page: Path) -> None:
+    names: dict[str, Any] = {}
+    for mark, language, text in blocks(page):
+        if language == "python":
+            code = compile(text, name_of(page), "exec")
+            if mark is None:
+                exec(code, names)
+            continue
+        for arguments in commands(text):
+            if mark is not None:
+                parse(arguments)
+                continue
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, (arguments, result.output, result.exception)
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        parse(["compare", "base", "tuned", "--no-such-option"])
+
+
+def defined_columns(heading: str) -> set[str]:
+    """The columns that a section of the page of columns defines, ranges such as `s1` … `s10` in full."""
+    page = (DOCS / "columns.md").read_text(encoding="utf-8")
+    section = re.split(r"^## ", page, flags=re.MULTILINE)
+    (text,) = [part for part in section if part.startswith(heading)]
+    names = set()
+    for cell in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE):
+        spelt = re.findall(r"`(\w+)`", cell)
+        names.update(spelt)
+        for first, last in itertools.pairwise(spelt if "…" in cell else []):
+            stem, start = re.fullmatch(r"(\D+)(\d+)", first).groups()  # type: ignore[union-attr]
+            names.update(f"{stem}{i}" for i in range(int(start), int(last.removeprefix(stem)) + 1))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("file", "columns"), [("metrics.csv", COLUMNS), ("correlations.csv", CORRELATION_COLUMNS)]
+)
+def test_every_column_is_defined(file: str, columns: tuple[str, ...]) -> None:
+    assert set(columns) <= defined_columns(file)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        build, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_pages_load_nothing_from_the_network(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    loaded = r"""<(?:script|img|iframe)[^>]+src="?https?:|<link[^>]+rel="?(?:stylesheet|preconnect|icon)[^>]+https?:"""
+    assert len(pages) >= len(PAGES)
+    assert not [page.name for page in pages if re.search(loaded, page.read_text(encoding="utf-8"))]
+
+
+def test_the_command_reference_names_every_option(site: Path) -> None:
+    page = (site / "commands.html").read_text(encoding="utf-8")
+    group: Any = typer.main.get_command(app)
+    for command in group.commands.values():
+        assert f"wd-analyze {command.name}" in page
+        for parameter in command.params:
+            assert all(option in page for option in parameter.opts if option.startswith("--"))
