@@ -11,7 +11,7 @@ from scipy import stats
 
 from wdanalysis.statistics import CORRELATION_COLUMNS, Fit, correlations, fit, summary
 
-NUMBERS = CORRELATION_COLUMNS[6:]
+NUMBERS = CORRELATION_COLUMNS[6:15]
 
 
 def points(n: int = 40, seed: int = 0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
