@@ -141,16 +141,18 @@ def _over_m2(values: Vector, changes: VectorChanges) -> Vector:
 def near_floor(metrics: pd.DataFrame) -> pd.Series[bool]:
     """Tell for each row of the metrics table whether its ΔD is under `NEAR_FLOOR` times what rounding makes.
 
-    Adapters' rows never are: their updates are not rounded.
+    Adapters' rows never are: their updates are not rounded. Nor are those of a table without diagnostics.
     """
-    return (metrics["floor_ratio"] < NEAR_FLOOR) if "floor_ratio" in metrics else metrics["axis"].isna()
+    if "floor_ratio" not in metrics:
+        return pd.Series(False, index=metrics.index)
+    return metrics["floor_ratio"] < NEAR_FLOOR
 
 
 def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
     """Find the one factor that best explains m ≈ (1 − c)·m₀ over all vectors of all changed matrices of a checkpoint.
 
-    Decoupled weight decay leaves c = 1 − Π(1 − lr·wd), about Σ lr·wd, in every matrix that it acts on. Its least squares
-    over all vectors is the mean of the matrices' own factors with weights ‖W₀‖².
+    Decoupled weight decay leaves c = 1 − Π(1 − lr·wd), about Σ lr·wd, in every matrix that it acts on. By least squares
+    over all vectors, c is the mean of the matrices' own factors with weights ‖W₀‖².
 
     Parameters
     ----------

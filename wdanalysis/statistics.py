@@ -204,7 +204,7 @@ def bootstrap(x: ArrayLike, y: ArrayLike, layers: ArrayLike) -> Bootstrap:
         `FEWEST_LAYERS` layers, and where the points have no line.
     """
     points = np.array([x, y], dtype=np.float64)
-    known = np.isfinite(points).all(axis=0) & ~np.asarray(pd.isna(layers))
+    known = np.isfinite(points).all(axis=0) & pd.Series(layers).notna().to_numpy()
     u, v = points = points[:, known]
     layer, names = pd.factorize(np.asarray(layers)[known])
     count = len(names)
@@ -214,7 +214,9 @@ def bootstrap(x: ArrayLike, y: ArrayLike, layers: ArrayLike) -> Bootstrap:
     u, v = (points - mean) / scale  # of order one: the sums of squares keep their digits
     terms = (np.ones_like(u), u, v, u * u, u * v, v * v)
     of_layer = np.array([np.bincount(layer, weights=term, minlength=count) for term in terms])
-    times = np.random.default_rng(BOOTSTRAP_SEED).multinomial(count, [1 / count] * count, size=BOOTSTRAP_DRAWS)
+    times = np.random.default_rng(BOOTSTRAP_SEED).multinomial(
+        count, [1 / count] * count, size=BOOTSTRAP_DRAWS
+    )
     n, su, sv, suu, suv, svv = of_layer @ times.T
     uu, uv, vv = suu - su * su / n, suv - su * sv / n, svv - sv * sv / n
     has_line = (uu > LEAST_SPREAD * n) & (vv > LEAST_SPREAD * n)  # not one layer's single point over and over
@@ -238,10 +240,10 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         `CORRELATION_COLUMNS`, with the numbers of `Fit`; `pearson_r_unshrunk` and `slope_unshrunk` are those of
-        delta_m_unshrunk on ΔD; the `boot` columns, of scope `pooled` alone, are those of `bootstrap`. `group` is the step of a `step` row and the layer
-        of a `layer` row and otherwise empty. A row without ΔM or ΔD is not counted in `n`. A checkpoint
-        without a step is a step of its own; a matrix without a layer takes no part in `layer` and
-        `within_layer`.
+        delta_m_unshrunk on ΔD; the `boot` columns, of scope `pooled` alone, are those of `bootstrap`. `group` is the
+        step of a `step` row and the layer of a `layer` row and otherwise empty. A row without ΔM or ΔD is not counted
+        in `n`. A checkpoint without a step is a step of its own; a matrix without a layer takes no part in `layer`,
+        `within_layer` and the bootstrap.
     """
     numbers = list(CORRELATION_COLUMNS[5:15])
     rows = [

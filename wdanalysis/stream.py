@@ -170,7 +170,7 @@ class _LowRankPass:
 
     def __init__(self, job: Job, axis: Axis, *, diagnostics: bool) -> None:
         self._job, self._axis, self._diagnostics = job, axis, diagnostics
-        self._loaded = [(state, update, _load(update)) for state, update in job.updates]
+        self._loaded = [(state, update, load_update(update)) for state, update in job.updates]
         # DoRA rescales output vectors: measured along the inputs it first needs their sums, then a pass of its own.
         self._second_pass = [axis == "in" and update.magnitude is not None for _, update in job.updates]
         self._first_axis: list[Axis] = ["out" if second else axis for second in self._second_pass]
@@ -273,7 +273,7 @@ class _Rescaled:
             self.sums[row, inputs] += np.einsum("ij,ij->j", x, y)
 
 
-def _load(update: LowRankUpdate) -> tuple[Factors, Vector | None]:
+def load_update(update: LowRankUpdate) -> tuple[Factors, Vector | None]:
     """An adapter's factors as matrices (a convolution's flattened) and DoRA's magnitude as a vector."""
     A = cpu.widen(update.A.read()).reshape(update.rank, -1)
     B = cpu.widen(update.B.read()).reshape(-1, update.rank)
