@@ -37,6 +37,10 @@ READ = "read the bytes (`cat`)"
 SCRIPT, SCRIPT_IN = "float32 script, axis out", "float32 script, axis in"
 SCRIPT_DEEP, SCRIPT_LORA = "float32 script, twice the layers", "float32 script, 4 LoRA steps merged"
 COMPARE, COMPARE_IN = "`compare`, axis out", "`compare`, axis in"
+COMPARE_PLAIN, COMPARE_PLAIN_IN = (
+    "`compare`, axis out, `--no-diagnostics`",
+    "`compare`, axis in, `--no-diagnostics`",
+)
 COMPARE_FIGURES, COMPARE_COLD = (
     "`compare`, axis out, all figures",
     "`compare`, axis out, kernels compiled anew",
@@ -90,9 +94,16 @@ class Work:
         }
 
     def compare(
-        self, name: str, base: Path, *tuned: Path, axis: str = "out", figures: str = "none"
+        self,
+        name: str,
+        base: Path,
+        *tuned: Path,
+        axis: str = "out",
+        figures: str = "none",
+        diagnostics: bool = True,
     ) -> list[str]:
-        chosen = ["--modules", "all", "--axis", axis, "--figures", figures]
+        chosen = ["--modules", "all", "--axis", axis, "--figures", figures, "--no-report"]
+        chosen += [] if diagnostics else ["--no-diagnostics"]
         return [
             *WD_ANALYZE,
             "compare",
@@ -122,10 +133,17 @@ def large_cases(work: Work, rounds: int) -> list[Case]:
         Case(READ, ["cat", *map(str, pair.files)], rounds, SCRIPT),
         Case(SCRIPT, work.script("script", base, tuned), rounds),
         Case(COMPARE, work.compare("out", base, tuned), rounds, SCRIPT),
+        Case(COMPARE_PLAIN, work.compare("plain", base, tuned, diagnostics=False), rounds, SCRIPT),
         Case(COMPARE_FIGURES, work.compare("figures", base, tuned, figures="all"), rounds, SCRIPT),
         Case(COMPARE_COLD, work.compare("cold", base, tuned), 1, SCRIPT, cold=True),
         Case(SCRIPT_IN, work.script("script-in", base, tuned, axis="in"), 1),
         Case(COMPARE_IN, work.compare("in", base, tuned, axis="in"), rounds, SCRIPT_IN),
+        Case(
+            COMPARE_PLAIN_IN,
+            work.compare("plain-in", base, tuned, axis="in", diagnostics=False),
+            rounds,
+            SCRIPT_IN,
+        ),
         Case(SCRIPT_DEEP, work.script("script-deep", deep.base, deep.tuned), 1),
         Case(COMPARE_DEEP, work.compare("deep", deep.base, deep.tuned), rounds, SCRIPT_DEEP),
         Case(SCRIPT_LORA, lora_script, 1),
@@ -241,6 +259,9 @@ def targets(costs: Mapping[str, Cost]) -> Iterator[list[str]]:
         leaner = costs[script].resident / costs[name].resident
         yield row(f"{name}: ≥ 5 × faster than the script", f"{faster:.1f} ×", holds=faster >= 5)
         yield row(f"{name}: ≤ 1/5 of its peak memory", f"1/{leaner:.1f}", holds=leaner >= 5)
+    for name, plain in ((COMPARE, COMPARE_PLAIN), (COMPARE_IN, COMPARE_PLAIN_IN)):
+        slower = costs[name].seconds / costs[plain].seconds
+        yield row(f"{name}: ≤ 1.3 × its time without diagnostics", f"{slower:.2f} ×", holds=slower <= 1.3)
     growth = costs[COMPARE_DEEP].resident / costs[COMPARE].resident - 1
     yield row("memory does not grow with twice the layers", f"{100 * growth:+.1f} %", holds=growth < 0.03)
     for name, limit in ((HELP, 0.3), (SAMPLE, 5.0)):
@@ -264,7 +285,8 @@ def report(
             f"Pair: {pair.parameters / 1e9:.2f}B parameters, {pair.matrices} matrices, {pair.nbytes / 1e9:.2f} GB in "
             f"bf16 for both; twice the layers: {deep.parameters / 1e9:.2f}B, {deep.nbytes / 1e9:.2f} GB. LoRA: r = 32 "
             f"on q, k, v, up and down, {len(STEPS)} steps, float32. Whole commands with start-up, `--modules all`, no "
-            "figures unless named; each run a fresh process, files in the page cache, cases in turn, medians.",
+            "report, no figures unless named; each run a fresh process, files in the page cache, cases in turn, "
+            "medians.",
             page.table(headings, cost_rows([*large, *small], costs)),
             "Peak resident is what the kernel counts (`ru_maxrss`); it includes pages of memory-mapped files, which is "
             "how the script's `load_file` holds the models. Allocated is the largest RssAnon, sampled every 20 ms.",

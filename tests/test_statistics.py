@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from wdanalysis.statistics import CORRELATION_COLUMNS, Fit, correlations, fit, summary
+from wdanalysis.statistics import CORRELATION_COLUMNS, Fit, bootstrap, correlations, fit, summary
 
-NUMBERS = CORRELATION_COLUMNS[6:]
+NUMBERS = CORRELATION_COLUMNS[6:15]
 
 
 def points(n: int = 40, seed: int = 0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -232,3 +232,53 @@ def test_summary_has_the_last_steps_means_and_the_pooled_fit() -> None:
     assert row["delta_d"] == pytest.approx(x[2].mean())
     assert row["slope"] == pytest.approx(stats.linregress(x.ravel(), y.ravel()).slope)
     assert row["pearson_r"] == pytest.approx(stats.pearsonr(x.ravel(), y.ravel()).statistic)
+
+
+def test_the_bootstrap_over_layers_is_that_of_resampled_rows() -> None:
+    """Against drawing the rows of whole layers and fitting each draw with scipy."""
+    layers, steps = 12, 3
+    x, y = points(layers * steps)
+    y = y + 0.5 * np.tile(np.random.default_rng(1).normal(size=layers), steps)
+    layer = np.tile(np.arange(layers), steps)
+    generator, found = np.random.default_rng(7), []
+    for _ in range(1500):
+        drawn = np.concatenate([np.flatnonzero(layer == k) for k in generator.integers(layers, size=layers)])
+        line = stats.linregress(x[drawn], y[drawn])
+        found.append((line.rvalue, line.slope))
+    expected = np.quantile(found, (0.025, 0.975), axis=0)
+    ours = bootstrap(x, y, layer)
+    width_r, width_slope = expected[1] - expected[0]
+    assert (ours.r_low, ours.r_high) == pytest.approx(expected[:, 0].tolist(), abs=0.08 * width_r)
+    assert (ours.slope_low, ours.slope_high) == pytest.approx(expected[:, 1].tolist(), abs=0.08 * width_slope)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
+def test_the_bootstrap_follows_the_scale_and_is_the_same_every_time(scale: float) -> None:
+    x, y = points(30)
+    layer = np.arange(30)
+    one, scaled = bootstrap(x, y, layer), bootstrap(scale * x, y / scale, layer)
+    assert bootstrap(x, y, layer) == one
+    assert (scaled.r_low, scaled.r_high) == pytest.approx((one.r_low, one.r_high))
+    assert scaled.slope_low * scale**2 == pytest.approx(one.slope_low)
+
+
+def test_the_bootstrap_asks_for_four_layers_and_a_line() -> None:
+    x, y = points(9)
+    assert math.isnan(bootstrap(x, y, np.arange(9) % 3).r_low)
+    assert math.isnan(bootstrap(np.ones(9), y, np.arange(9)).slope_low)
+
+
+def test_correlations_bootstrap_the_pooled_scope_alone() -> None:
+    x, y = (values.reshape(3, 5) for values in points(15))
+    result = correlations(table(x, y)).set_index("scope")
+    assert result.loc["pooled", "r_boot_low"] < result.loc["pooled", "r_boot_high"]
+    assert result.drop(index="pooled")[["r_boot_low", "slope_boot_high"]].isna().all(axis=None)
+
+
+def test_correlations_without_the_shrink_are_those_of_delta_m_unshrunk() -> None:
+    x, y = (values.reshape(3, 5) for values in points(15))
+    result = correlations(table(x, y, delta_m_unshrunk=(y**2).ravel())).set_index(["scope", "group"])
+    expected = stats.linregress(x[1], y[1] ** 2)
+    assert result.loc[("step", 200), "pearson_r_unshrunk"] == pytest.approx(expected.rvalue)
+    assert result.loc[("step", 200), "slope_unshrunk"] == pytest.approx(expected.slope)
+    assert correlations(table(x, y))[["pearson_r_unshrunk", "slope_unshrunk"]].isna().all(axis=None)

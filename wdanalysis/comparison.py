@@ -27,6 +27,8 @@ from wdanalysis.stream import MatrixChange, Progress, stream
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from wdanalysis.spectra import Spectra
+
 _COLUMN_TYPES = {
     "step": "Int64",
     "layer": "Int64",
@@ -58,10 +60,13 @@ class Comparison:
         A row for every method, step and matrix, with the columns that `COLUMNS` lists.
     run
         Provenance: versions, options, input files, what was skipped and why, warnings, timings. JSON-ready.
+    spectra
+        Singular values of every base, tuned matrix and update, where they were asked for.
     """
 
     metrics: pd.DataFrame
     run: Mapping[str, Any] = field(default_factory=dict)
+    spectra: Spectra | None = None
 
     @property
     def axis(self) -> str:
@@ -102,6 +107,21 @@ class Comparison:
         from wdanalysis.statistics import summary
 
         return summary(self.metrics)
+
+    def diagnostics(self) -> pd.DataFrame:
+        """The shrink that is common to all matrices of a checkpoint, and how much of their change it explains.
+
+        See `wdanalysis.diagnostics.common_shrink` for the columns.
+        """
+        from wdanalysis.diagnostics import common_shrink
+
+        return common_shrink(self.metrics)
+
+    def readings(self) -> pd.DataFrame:
+        """What the numbers of each method and module say, in sentences; `wdanalysis.readings` has the rules."""
+        from wdanalysis.readings import readings
+
+        return readings(self.metrics)
 
     def scatter(self, module: str, **options: Any) -> Figure:
         """ΔM over ΔD, a panel a method (Figures 2 and 7). Options as in `wdanalysis.figures.scatter`."""
@@ -197,7 +217,10 @@ def compare(
     layers: Iterable[int] | None = None,
     steps: Collection[int] | None = None,
     alpha: float | None = None,
+    diagnostics: bool = True,
+    spectra: bool = False,
     progress: Progress | None = None,
+    spectra_progress: Progress | None = None,
 ) -> Comparison:
     """Measure ΔM (Eq. 3) and ΔD (Eq. 4) of every tuned checkpoint against the base.
 
@@ -219,8 +242,14 @@ def compare(
         Training steps to keep.
     alpha
         LoRA's α for adapter files without their `adapter_config.json`.
+    diagnostics
+        Whether to fill the columns of `wdanalysis.diagnostics.MatrixDiagnostics`: shrink, floors, quantiles.
+    spectra
+        Whether to take singular values too (`Comparison.spectra`): minutes for a large model.
     progress
         Called with the bytes read and the bytes to read.
+    spectra_progress
+        Called with the matrices whose singular values are taken and the number of all.
 
     Returns
     -------
@@ -243,7 +272,10 @@ def compare(
         layers=layers,
         steps=steps,
         alpha=alpha,
+        diagnostics=diagnostics,
+        spectra=spectra,
         progress=progress,
+        spectra_progress=spectra_progress,
     )
 
 
@@ -256,7 +288,10 @@ def compare_paths(
     layers: Iterable[int] | None,
     steps: Collection[int] | None,
     alpha: float | None,
+    diagnostics: bool,
+    spectra: bool,
     progress: Progress | None,
+    spectra_progress: Progress | None,
 ) -> Comparison:
     """`compare` for paths of which each may have a name (the command line's --label)."""
     if axis not in get_args(Axis):
@@ -270,13 +305,22 @@ def compare_paths(
     planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
     inputs = {"BASE": _inputs([base_checkpoint]), **{m: _inputs(s.checkpoints) for m, s in methods.items()}}
     opened = time.time()
+    seconds = {"open": round(opened - started, 3)}
     rows: list[MatrixChange] = []
+    singular: Spectra | None = None
     interrupted = False
     try:
-        for measured in stream(planned, axis, progress=progress):
+        for measured in stream(planned, axis, diagnostics=diagnostics, progress=progress):
             rows.extend(measured)
+        seconds["measure"] = round(time.time() - opened, 3)
+        if spectra:
+            from wdanalysis.spectra import measure_spectra
+
+            singular = measure_spectra(planned, progress=spectra_progress)
+            seconds["spectra"] = round(time.time() - opened - seconds["measure"], 3)
     except KeyboardInterrupt:
         interrupted = True
+        seconds.setdefault("measure", round(time.time() - opened, 3))
     metrics, warnings = _finish(_table(rows, list(methods)), planned)
     warnings = [*_notes(base_checkpoint, methods), *planned.notes, *warnings]
     options = {
@@ -285,6 +329,8 @@ def compare_paths(
         "layers": layers,
         "steps": None if steps is None else sorted(steps),
         "alpha": alpha,
+        "diagnostics": diagnostics,
+        "spectra": spectra,
     }
     run = {
         "versions": _versions(),
@@ -295,10 +341,10 @@ def compare_paths(
         "inputs": inputs,
         "skipped": [dataclasses.asdict(skip) for skip in planned.skipped],
         "warnings": list(dict.fromkeys(warnings)),
-        "seconds": {"open": round(opened - started, 3), "measure": round(time.time() - opened, 3)},
+        "seconds": seconds,
         "bytes_read": planned.nbytes,
     }
-    comparison = Comparison(metrics, run)
+    comparison = Comparison(metrics, run, singular)
     if interrupted:
         raise Interrupted(comparison)
     return comparison

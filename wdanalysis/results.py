@@ -20,9 +20,16 @@ from wdanalysis.errors import OutputError
 if TYPE_CHECKING:
     from io import BufferedWriter
 
+    from wdanalysis.spectra import Spectra
+
 METRICS_CSV = "metrics.csv"
 METRICS_PARQUET = "metrics.parquet"
 CORRELATIONS_CSV = "correlations.csv"
+DIAGNOSTICS_CSV = "diagnostics.csv"
+READINGS_CSV = "readings.csv"
+SPECTRA_CSV = "spectra.csv"
+SPECTRA_PARQUET = "spectra.parquet"
+SIMILARITY_CSV = "similarity.csv"
 RUN_JSON = "run.json"
 FIGURES = "figures"
 FIGURE_KINDS = ("scatter", "layers", "trajectory", "heatmap")
@@ -45,18 +52,32 @@ def save(
     kinds = check_kinds(FIGURE_KINDS if figures is None else figures, format)
     check_free(directory, force=force)
     old = _outputs(directory)
-    metrics, correlations = comparison.metrics, comparison.correlations()
-    tables = [
-        _write(directory / METRICS_CSV, lambda file: metrics.to_csv(file, index=False)),
-        _write(directory / METRICS_PARQUET, lambda file: metrics.to_parquet(file, index=False)),
-        _write(directory / CORRELATIONS_CSV, lambda file: correlations.to_csv(file, index=False)),
-    ]
+    tables = [_write_table(directory / name, table) for name, table in _tables(comparison)]
     run_json = _write_run(comparison, directory, tables)
     drawn = _draw(comparison, directory, kinds, format)
     _write_run(comparison, directory, [*tables, *drawn])
     for stale in old - {*tables, *drawn, run_json}:
         stale.unlink(missing_ok=True)
     return [*tables, *drawn, run_json]
+
+
+def _tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every table of a comparison by its file's name."""
+    yield METRICS_CSV, comparison.metrics
+    yield METRICS_PARQUET, comparison.metrics
+    yield CORRELATIONS_CSV, comparison.correlations()
+    yield DIAGNOSTICS_CSV, comparison.diagnostics()
+    yield READINGS_CSV, comparison.readings()
+    if comparison.spectra is not None:
+        yield SPECTRA_CSV, comparison.spectra.matrices
+        yield SPECTRA_PARQUET, comparison.spectra.matrices
+        yield SIMILARITY_CSV, comparison.spectra.similarity
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> Path:
+    if path.suffix == ".csv":
+        return _write(path, lambda file: table.to_csv(file, index=False))
+    return _write(path, lambda file: table.to_parquet(file, index=False))
 
 
 def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> list[Path]:
@@ -113,11 +134,11 @@ def _write_run(comparison: Comparison, directory: Path, outputs: Iterable[Path])
 def _outputs(directory: Path) -> set[Path]:
     """The files that an earlier run says that it wrote into the folder."""
     try:
-        outputs = json.loads((directory / RUN_JSON).read_text(encoding="utf-8")).get("outputs")
-    except (OSError, ValueError, AttributeError):
+        outputs = _names(json.loads((directory / RUN_JSON).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return set()
     inside = directory.resolve()
-    paths = (directory / str(output) for output in (outputs if isinstance(outputs, list) else []))
+    paths = (directory / output for output in outputs)
     return {path for path in paths if path.resolve().is_relative_to(inside) and path.is_file()}
 
 
@@ -135,7 +156,26 @@ def load(directory: Path) -> Comparison:
         raise OutputError(
             f"{directory / METRICS_PARQUET} lacks the column {missing[0]}; run the comparison again."
         )
-    return Comparison(metrics, run)
+    return Comparison(metrics, run, _load_spectra(directory) if SPECTRA_PARQUET in _names(run) else None)
+
+
+def _names(run: object) -> list[str]:
+    """The files that a run says that it wrote."""
+    outputs = run.get("outputs") if isinstance(run, dict) else None
+    return [str(output) for output in outputs] if isinstance(outputs, list) else []
+
+
+def _load_spectra(directory: Path) -> Spectra:
+    from wdanalysis.spectra import Spectra
+
+    integers = {"step_a": "Int64", "step_b": "Int64", "layer": "Int64"}
+    try:
+        return Spectra(
+            pd.read_parquet(directory / SPECTRA_PARQUET),
+            pd.read_csv(directory / SIMILARITY_CSV, dtype=integers, keep_default_na=False, na_values=[""]),
+        )
+    except (OSError, ValueError) as error:
+        raise OutputError(f"the spectra in {directory} cannot be read ({_first_line(error)}).") from error
 
 
 def check_free(directory: Path, *, force: bool) -> None:

@@ -42,8 +42,19 @@ CORRELATION_COLUMNS = (
     "slope_low",
     "slope_high",
     "intercept",
+    "pearson_r_unshrunk",
+    "slope_unshrunk",
+    "r_boot_low",
+    "r_boot_high",
+    "slope_boot_low",
+    "slope_boot_high",
 )
 """The columns of `correlations`."""
+
+BOOTSTRAP_DRAWS = 2000
+BOOTSTRAP_SEED = 0
+FEWEST_LAYERS = 4
+"""`bootstrap` asks for so many layers."""
 
 LEAST_SPREAD = 1e-12
 """Values whose range is below this share of the largest differ by rounding only."""
@@ -163,6 +174,59 @@ def fit(x: ArrayLike, y: ArrayLike, *, groups: ArrayLike | None = None) -> Fit:
     )
 
 
+@dataclass(frozen=True)
+class Bootstrap:
+    """Intervals of r and of the slope from resampled layers; NaN where there is none."""
+
+    r_low: float = NAN
+    r_high: float = NAN
+    slope_low: float = NAN
+    slope_high: float = NAN
+
+
+def bootstrap(x: ArrayLike, y: ArrayLike, layers: ArrayLike) -> Bootstrap:
+    """Draw whole layers with replacement, and take the percentiles of r and of the slope over the draws.
+
+    Matrices of one layer at several steps are not independent, as `Fit`'s intervals have it; their layers nearly
+    are. A layer that is drawn twice counts twice, with all of its points.
+
+    Parameters
+    ----------
+    x, y
+        (n,) numbers. A point with a NaN or an infinity is left out.
+    layers
+        (n,) labels; a point without one is left out.
+
+    Returns
+    -------
+    Bootstrap
+        Percentile intervals of coverage `CONFIDENCE` over `BOOTSTRAP_DRAWS` draws from a fixed seed. NaN under
+        `FEWEST_LAYERS` layers, and where the points have no line.
+    """
+    points = np.array([x, y], dtype=np.float64)
+    known = np.isfinite(points).all(axis=0) & pd.Series(layers).notna().to_numpy()
+    u, v = points = points[:, known]
+    layer, names = pd.factorize(np.asarray(layers)[known])
+    count = len(names)
+    if count < FEWEST_LAYERS or np.isnan(fit(u, v).slope):
+        return Bootstrap()
+    mean, scale = points.mean(axis=1, keepdims=True), points.std(axis=1, keepdims=True)
+    u, v = (points - mean) / scale  # of order one: the sums of squares keep their digits
+    terms = (np.ones_like(u), u, v, u * u, u * v, v * v)
+    of_layer = np.array([np.bincount(layer, weights=term, minlength=count) for term in terms])
+    times = np.random.default_rng(BOOTSTRAP_SEED).multinomial(
+        count, [1 / count] * count, size=BOOTSTRAP_DRAWS
+    )
+    n, su, sv, suu, suv, svv = of_layer @ times.T
+    uu, uv, vv = suu - su * su / n, suv - su * sv / n, svv - sv * sv / n
+    has_line = (uu > LEAST_SPREAD * n) & (vv > LEAST_SPREAD * n)  # not one layer's single point over and over
+    uu, uv, vv = uu[has_line], uv[has_line], vv[has_line]
+    tails = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
+    r_low, r_high = np.quantile(np.clip(uv / np.sqrt(uu * vv), -1, 1), tails)
+    slope_low, slope_high = np.quantile(uv / uu * (scale[1] / scale[0]), tails)
+    return Bootstrap(float(r_low), float(r_high), float(slope_low), float(slope_high))
+
+
 def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
     """Correlate ΔM (y) with ΔD (x) for each method, module and axis, in every scope of `SCOPES`.
 
@@ -170,24 +234,31 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
     ----------
     metrics
         The metrics table: a row per method, step and matrix, with the columns method, step, layer, module,
-        axis, delta_m and delta_d.
+        axis, delta_m and delta_d; and delta_m_unshrunk, where it has diagnostics.
 
     Returns
     -------
     DataFrame
-        `CORRELATION_COLUMNS`, with the numbers of `Fit`; `group` is the step of a `step` row and the layer
-        of a `layer` row and otherwise empty. A row without ΔM or ΔD is not counted in `n`. A checkpoint
-        without a step is a step of its own; a matrix without a layer takes no part in `layer` and
-        `within_layer`.
+        `CORRELATION_COLUMNS`, with the numbers of `Fit`; `pearson_r_unshrunk` and `slope_unshrunk` are those of
+        delta_m_unshrunk on ΔD; the `boot` columns, of scope `pooled` alone, are those of `bootstrap`. `group` is the
+        step of a `step` row and the layer of a `layer` row and otherwise empty. A row without ΔM or ΔD is not counted
+        in `n`. A checkpoint without a step is a step of its own; a matrix without a layer takes no part in `layer`,
+        `within_layer` and the bootstrap.
     """
-    numbers = list(CORRELATION_COLUMNS[5:])
+    numbers = list(CORRELATION_COLUMNS[5:15])
     rows = [
-        [*key, scope, group, *(getattr(line, number) for number in numbers)]
+        [
+            *(*key, scope, group),
+            *(getattr(line, number) for number in numbers),
+            *(unshrunk.pearson_r, unshrunk.slope),
+            *(resampled.r_low, resampled.r_high, resampled.slope_low, resampled.slope_high),
+        ]
         for key, matrices in metrics.groupby(["method", "module", "axis"], sort=False)
-        for scope, group, line in _scoped_fits(matrices)
+        for scope, group, line, unshrunk, resampled in _scoped_fits(matrices)
     ]
     table = pd.DataFrame(rows, columns=list(CORRELATION_COLUMNS))
-    return table.astype({"group": "Int64", "n": "int64"} | dict.fromkeys(numbers[1:], "float64"))
+    floats = dict.fromkeys(CORRELATION_COLUMNS[6:], "float64")
+    return table.astype({"group": "Int64", "n": "int64"} | floats)
 
 
 def summary(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -227,21 +298,28 @@ def at_last_step(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[order == order.groupby([metrics["method"], metrics["module"]]).transform("max")]
 
 
-def _scoped_fits(matrices: pd.DataFrame) -> Iterator[tuple[str, object, Fit]]:
-    """Yield scope, group and fit for the rows of one method, module and axis."""
+def _scoped_fits(matrices: pd.DataFrame) -> Iterator[tuple[str, object, Fit, Fit, Bootstrap]]:
+    """Yield scope, group, both fits and the bootstrap for the rows of one method, module and axis."""
     in_a_layer = matrices[matrices["layer"].notna()]
-    yield "pooled", pd.NA, _fit_rows(matrices)
+    resampled = bootstrap(matrices["delta_d"], matrices["delta_m"], matrices["layer"])
+    yield "pooled", pd.NA, *_both_fits(matrices), resampled
     for step, rows in matrices.groupby("step", dropna=False):
-        yield "step", step, _fit_rows(rows)
+        yield "step", step, *_both_fits(rows), Bootstrap()
     for layer, rows in in_a_layer.groupby("layer"):
-        yield "layer", layer, _fit_rows(rows)
-    yield "within_step", pd.NA, _fit_rows(matrices, within="step")
-    yield "within_layer", pd.NA, _fit_rows(in_a_layer, within="layer")
+        yield "layer", layer, *_both_fits(rows), Bootstrap()
+    yield "within_step", pd.NA, *_both_fits(matrices, within="step"), Bootstrap()
+    yield "within_layer", pd.NA, *_both_fits(in_a_layer, within="layer"), Bootstrap()
 
 
-def _fit_rows(rows: pd.DataFrame, within: str | None = None) -> Fit:
+def _both_fits(rows: pd.DataFrame, within: str | None = None) -> tuple[Fit, Fit]:
+    """The fit of ΔM, and of ΔM without its uniform shrink."""
+    has_unshrunk = "delta_m_unshrunk" in rows and bool(rows["delta_m_unshrunk"].notna().any())
+    return _fit_rows(rows, within), _fit_rows(rows, within, "delta_m_unshrunk") if has_unshrunk else Fit(0)
+
+
+def _fit_rows(rows: pd.DataFrame, within: str | None = None, y: str = "delta_m") -> Fit:
     groups = None if within is None else rows[within].to_numpy()
-    return fit(rows["delta_d"], rows["delta_m"], groups=groups)
+    return fit(rows["delta_d"], rows[y], groups=groups)
 
 
 def _less_group_means(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:

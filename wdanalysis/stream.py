@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from wdanalysis.checkpoints.names import Part
 from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
 from wdanalysis.decomposition import Axis
+from wdanalysis.diagnostics import MatrixDiagnostics, delta_d_floor, delta_m_floor
 from wdanalysis.kernels import cpu
 from wdanalysis.kernels.lowrank import Factors, LowRankSums, dora_update
 from wdanalysis.kernels.sums import Vector, VectorChanges, vector_changes, vector_changes_of_dora
@@ -35,12 +36,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class MatrixChange:
-    """What one tuned checkpoint did to one matrix: a row of the table.
-
-    The fields are the columns of `metrics.csv`, which docs and `Comparison.metrics` describe. Metrics are None where an
-    element is not finite.
-    """
+class _Change:
+    """The first columns of the table."""
 
     method: str
     step: int | None
@@ -63,8 +60,22 @@ class MatrixChange:
     zero_vectors: int | None
 
 
+@dataclass(frozen=True)
+class MatrixChange(MatrixDiagnostics, _Change):
+    """What one tuned checkpoint did to one matrix: a row of the table.
+
+    The fields are the columns of `metrics.csv`, which docs and `Comparison.metrics` describe. Metrics are None where an
+    element is not finite, and the columns of `MatrixDiagnostics` where they were not asked for.
+    """
+
+
 def stream(
-    plan: Plan, axis: Axis, *, progress: Progress | None = None, threads: int | None = None
+    plan: Plan,
+    axis: Axis,
+    *,
+    diagnostics: bool = True,
+    progress: Progress | None = None,
+    threads: int | None = None,
 ) -> Iterator[list[MatrixChange]]:
     """Measure every job of a plan, in its order; what is yielded stays right if the caller stops.
 
@@ -74,6 +85,8 @@ def stream(
         From `wdanalysis.plan.plan`.
     axis
         What a vector is.
+    diagnostics
+        Whether to fill the columns of `MatrixDiagnostics`.
     progress
         Told after every job.
     threads
@@ -94,7 +107,7 @@ def stream(
         try:
             while True:
                 while len(running) < 4 * threads and (job := next(jobs, None)) is not None:
-                    running.append((job, pool.submit(measure, job, axis)))
+                    running.append((job, pool.submit(measure, job, axis, diagnostics=diagnostics)))
                 if not running:
                     return
                 job, future = running.popleft()
@@ -107,11 +120,12 @@ def stream(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def measure(job: Job, axis: Axis) -> list[MatrixChange]:
+def measure(job: Job, axis: Axis, *, diagnostics: bool = True) -> list[MatrixChange]:
     """Measure one matrix of the base against everything that the job compares with it."""
-    low_rank = _LowRankPass(job, axis)
+    low_rank = _LowRankPass(job, axis, diagnostics=diagnostics)
     dense = [
-        [np.zeros((cpu.SUMS, _vectors(job, part, axis))) for part in job.matrix.parts] for _ in job.dense
+        [_DenseSums.zeros(_vectors(job, part, axis), diagnostics=diagnostics) for part in job.matrix.parts]
+        for _ in job.dense
     ]
     vectors_are_rows = job.vectors_are_rows(axis)
     tuned_buffer = np.empty(0, np.uint8)
@@ -125,9 +139,10 @@ def measure(job: Job, axis: Axis) -> list[MatrixChange]:
                     base[tile.rows],
                     tuned[tile.rows],
                     tile.columns,
-                    sums[tile.part],
+                    sums[tile.part].sums,
                     tile.vectors(axis).start,
                     vectors_are_rows=vectors_are_rows,
+                    weighted_ulp2=sums[tile.part].weighted_ulp2,
                 )
         low_rank.add(start, stop, base)
     rows = [
@@ -138,12 +153,24 @@ def measure(job: Job, axis: Axis) -> list[MatrixChange]:
     return rows + low_rank.rows()
 
 
+@dataclass(frozen=True)
+class _DenseSums:
+    """The sums of the vectors of one part of a stored tuned matrix, as `cpu.add_dense` adds to them."""
+
+    sums: NDArray[np.float64]
+    weighted_ulp2: Vector | None
+
+    @classmethod
+    def zeros(cls, vectors: int, *, diagnostics: bool) -> _DenseSums:
+        return cls(np.zeros((cpu.SUMS, vectors)), np.zeros(vectors) if diagnostics else None)
+
+
 class _LowRankPass:
     """The adapters of one job: their factors, their share of the pass over the base, and their rows of the table."""
 
-    def __init__(self, job: Job, axis: Axis) -> None:
-        self._job, self._axis = job, axis
-        self._loaded = [(state, update, _load(update)) for state, update in job.updates]
+    def __init__(self, job: Job, axis: Axis, *, diagnostics: bool) -> None:
+        self._job, self._axis, self._diagnostics = job, axis, diagnostics
+        self._loaded = [(state, update, load_update(update)) for state, update in job.updates]
         # DoRA rescales output vectors: measured along the inputs it first needs their sums, then a pass of its own.
         self._second_pass = [axis == "in" and update.magnitude is not None for _, update in job.updates]
         self._first_axis: list[Axis] = ["out" if second else axis for second in self._second_pass]
@@ -199,7 +226,10 @@ class _LowRankPass:
                 changes[index, part],
                 update.A.dtype,
                 _unchanged_vectors(changes[index, part]),
-                None,
+                delta_d_floor=None,
+                diagnostics=MatrixDiagnostics.of(changes[index, part], delta_m_floor=None, delta_d_floor=None)
+                if self._diagnostics
+                else MatrixDiagnostics(),
             )
             for index, (state, update, _) in enumerate(self._loaded)
             for part in range(len(parts))
@@ -243,7 +273,7 @@ class _Rescaled:
             self.sums[row, inputs] += np.einsum("ij,ij->j", x, y)
 
 
-def _load(update: LowRankUpdate) -> tuple[Factors, Vector | None]:
+def load_update(update: LowRankUpdate) -> tuple[Factors, Vector | None]:
     """An adapter's factors as matrices (a convolution's flattened) and DoRA's magnitude as a vector."""
     A = cpu.widen(update.A.read()).reshape(update.rank, -1)
     B = cpu.widen(update.B.read()).reshape(-1, update.rank)
@@ -267,22 +297,28 @@ def _vectors(job: Job, part: Part, axis: Axis) -> int:
 
 
 def _dense_row(
-    job: Job, part: Part, axis: Axis, state: State, tensor: StoredTensor, sums: NDArray[np.float64]
+    job: Job, part: Part, axis: Axis, state: State, tensor: StoredTensor, dense: _DenseSums
 ) -> MatrixChange:
+    sums = dense.sums
     changes = vector_changes(sums[cpu.A], sums[cpu.P], sums[cpu.Q])
     outputs, inputs = job.shape_of(part)
     unchanged = float(sums[cpu.UNCHANGED].sum()) / (outputs * inputs)
-    floor = rounding_floor(sums[cpu.ULP2], changes)
-    return _row(job, part, axis, state, changes, tensor.dtype, unchanged, floor)
-
-
-def rounding_floor(ulp2: Vector, changes: VectorChanges) -> float:
-    """ΔD that rounding the tuned tensor to its stored dtype makes by itself: ½ · mean of Σ ulp(w)²/12 / m².
-
-    Rounding moves an element by an error that is even over ±ulp/2, of variance ulp²/12; a zero vector is not moved.
-    """
-    m2 = (changes.magnitude + changes.magnitude_change) ** 2
-    return 0.5 * float(np.mean(np.divide(ulp2 / 12, m2, out=np.zeros_like(m2), where=m2 != 0)))
+    d_floor = delta_d_floor(sums[cpu.ULP2], changes)
+    diagnostics = MatrixDiagnostics()
+    if dense.weighted_ulp2 is not None:
+        m_floor = delta_m_floor(dense.weighted_ulp2, changes)
+        diagnostics = MatrixDiagnostics.of(changes, delta_m_floor=m_floor, delta_d_floor=d_floor)
+    return _row(
+        job,
+        part,
+        axis,
+        state,
+        changes,
+        tensor.dtype,
+        unchanged,
+        delta_d_floor=d_floor,
+        diagnostics=diagnostics,
+    )
 
 
 def _unchanged_vectors(changes: VectorChanges) -> float:
@@ -298,7 +334,9 @@ def _row(
     changes: VectorChanges,
     tuned_dtype: str,
     unchanged: float,
-    floor: float | None,
+    *,
+    delta_d_floor: float | None,
+    diagnostics: MatrixDiagnostics,
 ) -> MatrixChange:
     outputs, inputs = job.shape_of(part)
     m0, dm = changes.magnitude, changes.magnitude_change
@@ -325,10 +363,11 @@ def _row(
         update_norm=metric(update_norm),
         rel_update_norm=metric(_ratio(update_norm, base_norm)),
         unchanged_fraction=metric(unchanged),
-        delta_d_floor=metric(floor),
+        delta_d_floor=metric(delta_d_floor),
         base_dtype=job.base.dtype,
         tuned_dtype=tuned_dtype,
         zero_vectors=int(np.sum((m0 == 0) | (m0 + dm == 0))) if finite else None,
+        **(asdict(diagnostics) if finite else {}),
     )
 
 

@@ -18,7 +18,7 @@ import wdanalysis
 from wdanalysis import results
 from wdanalysis.cli import app, main
 
-TABLES = {"metrics.csv", "metrics.parquet", "correlations.csv", "run.json"}
+TABLES = {"metrics.csv", "metrics.parquet", "correlations.csv", "diagnostics.csv", "readings.csv", "run.json"}
 
 
 @pytest.fixture
@@ -71,7 +71,8 @@ def test_run_json_says_how_the_numbers_came_about(here: Path) -> None:
     )
     saved = json.loads(Path("wd-analysis/run.json").read_text())
     assert saved["versions"]["wdanalysis"] == wdanalysis.__version__
-    assert saved["options"] == {"axis": "in", "modules": None, "layers": [0, 1], "steps": None, "alpha": None}
+    chosen = {"axis": "in", "modules": None, "layers": [0, 1], "steps": None, "alpha": None}
+    assert saved["options"] == chosen | {"diagnostics": True, "spectra": False}
     (base_file,) = saved["inputs"]["BASE"][0]["files"]
     assert base_file["bytes"] == (here / "base.safetensors").stat().st_size
     assert len(base_file["header_sha256"]) == 64

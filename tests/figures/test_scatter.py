@@ -13,6 +13,7 @@ from scipy import stats
 
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import scatter
+from wdanalysis.readings import reading
 
 
 def panels(figure: Figure) -> list:
@@ -91,6 +92,28 @@ def test_a_matrix_without_a_value_is_not_drawn_and_is_named(table) -> None:
     figure = scatter(metrics, "q")
     assert len(drawn_points(panels(figure)[0])) == 17
     assert "1 matrix without a value (FT)" in figure.get_suptitle()
+
+
+def test_points_near_the_rounding_floor_are_hollow_and_counted(table) -> None:
+    metrics = table(methods=["FT"], steps=[None], modules=["q"]).assign(
+        floor_ratio=[1, 2.9, 3, 10, 100, np.nan]
+    )
+    figure = scatter(metrics, "q")
+    figure.savefig(io.BytesIO())
+    filled, hollow = (c for c in panels(figure)[0].collections if c.get_array() is not None)
+    assert list(hollow.get_array()) == [0, 1]
+    assert len(hollow.get_facecolor()) == 0
+    assert not np.array_equal(*hollow.get_edgecolor())  # the layers' colours
+    assert len(filled.get_facecolor()) == 4
+    assert "hollow: ΔD under 3 × what rounding makes by itself (2 of 6)" in figure.get_suptitle()
+
+
+def test_the_heading_ends_with_the_reading_of_every_panel(table) -> None:
+    metrics = table(methods=["FT", "LoRA"], steps=[None])
+    heading = scatter(metrics, "v").get_suptitle().replace("\n", " ")
+    for method in ("FT", "LoRA"):
+        rows = metrics[(metrics["method"] == method) & (metrics["module"] == "v")]
+        assert f"{method}: {reading(rows)}" in heading
 
 
 @pytest.mark.parametrize("layers", [(0,), (0, 1), (None,)])

@@ -66,6 +66,16 @@ def compare(
     device: Annotated[
         options.Device, typer.Option(help="Where to compute; auto takes the best that there is.")
     ] = options.Device.AUTO,
+    diagnostics: Annotated[
+        bool,
+        typer.Option(help="Also measure uniform shrink, rounding floors and the spread over the vectors."),
+    ] = True,
+    spectra: Annotated[
+        bool,
+        typer.Option(
+            "--spectra", help="Also take singular values: ranks, intruder dimensions, similarity. Slow."
+        ),
+    ] = False,
     figures: Annotated[
         str, typer.Option(metavar="KINDS", help="Of scatter,layers,trajectory,heatmap; or all; or none.")
     ] = "all",
@@ -96,7 +106,7 @@ def compare(
 
     from wdanalysis import comparison as run
 
-    with console.byte_progress(quiet=quiet or as_json) as progress:
+    with console.progress_bars(quiet=quiet or as_json) as (progress, spectra_progress):
         try:
             compared = run.compare_paths(
                 base,
@@ -106,7 +116,10 @@ def compare(
                 layers=kept_layers,
                 steps=kept_steps,
                 alpha=alpha,
+                diagnostics=diagnostics,
+                spectra=spectra,
                 progress=progress,
+                spectra_progress=spectra_progress,
             )
         except run.Interrupted as interrupted:
             partial = interrupted.comparison
@@ -132,6 +145,7 @@ def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
         f"Axis {compared.axis}: one vector per {feature} feature. ΔM, ΔD: means over the layers at the last step. "
         "r, slope: ΔM on ΔD over all layers and steps."
     )
+    console.readings(compared.readings())
     if skipped := Counter(compared.skipped["reason"]):
         reasons = "; ".join(f"{count} × {reason}" for reason, count in skipped.most_common())
         console.lines(f"Left out: {skipped.total()} ({reasons}); run.json names each.")
@@ -146,6 +160,8 @@ def _as_json(compared: Comparison, out: Path, written: list[Path]) -> dict[str, 
         "axis": compared.axis,
         "rows": len(compared.metrics),
         "summary": [_plain(row) for row in compared.summary().to_dict("records")],
+        "readings": compared.readings().to_dict("records"),
+        "diagnostics": [_plain(row) for row in compared.diagnostics().to_dict("records")],
         "skipped": compared.run["skipped"],
         "warnings": compared.warnings,
         "files": [str(path) for path in written],

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.progress import ProgressColumn
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
@@ -38,32 +39,54 @@ def warn(texts: Iterable[str]) -> None:
         sys.stderr.write(f"warning: {text}\n")
 
 
+Bar = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
+
+
 @contextmanager
-def byte_progress(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show bytes, rate and time left on standard error, where that is a terminal."""
+def progress_bars(*, quiet: bool) -> Iterator[tuple[Bar | None, Bar | None]]:
+    """Show bytes read, then matrices decomposed, with the time left, on standard error where that is a terminal."""
     if quiet or not sys.stderr.isatty():
-        yield None
+        yield None, None
         return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("reading"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    stderr = Console(stderr=True)
+    start, end = (TextColumn("{task.description}"), BarColumn()), TimeRemainingColumn()
+    with ExitStack() as shown:
+
+        def bar(text: str, *columns: ProgressColumn) -> Bar:
+            progress = Progress(*start, *columns, end, console=stderr, transient=True)
+            task = progress.add_task(text, total=None)
+
+            def update(done: int, total: int) -> None:
+                if not done:
+                    shown.enter_context(progress)
+                progress.update(task, completed=done, total=total)
+                if done == total:
+                    progress.stop()
+
+            return update
+
+        reading = bar("reading", DownloadColumn(), TransferSpeedColumn())
+        yield reading, bar("singular values", MofNCompleteColumn())
+
+
+def readings(table: pd.DataFrame, most: int = 6) -> None:
+    """Print a comparison's readings, a paragraph a method and module; of more than `most` the first."""
+    panels = [(key, " ".join(of["sentence"])) for key, of in table.groupby(["method", "module"], sort=False)]
+    lines(*(f"{method} {module}: {text}" for (method, module), text in panels[:most]))
+    if len(panels) > most:
+        lines(f"… and {len(panels) - most} more in readings.csv.")
 
 
 def number(value: float | int | None, digits: int = 3) -> str:

@@ -68,6 +68,7 @@ def layers(
         style.title(
             figure,
             style.listed(f"{what}: {vectors}", next(iter(steps.values())) if one_step else ""),
+            selection.near_floor_note(rows[selection.has_values(rows)]),
             selection.left_out(rows),
         )
     return figure
@@ -85,6 +86,7 @@ def _draw_module(
             line = table[table["method"] == method].sort_values("layer")
             x = [position] * len(line) if single else line["layer"].astype(int)
             panel.plot(x, line[column], **profiles.line_style(styles[method], len(line)))
+            profiles.hollow_points(panel, x, line, column, styles[method])
         profiles.value_axis(panel, table, column, log)
         if table.empty:
             panel.set_axis_off()

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from wdanalysis.figures import selection, style
 
@@ -43,6 +44,23 @@ def line_style(method: style.MethodStyle, points: int) -> dict[str, Any]:
     if points > FEW:
         return {"color": method.color, "linestyle": method.linestyle}
     return {"color": method.color, "marker": method.marker, "linestyle": "-" if points > 1 else "none"}
+
+
+def hollow_points(
+    panel: Axes, x: ArrayLike, line: pd.DataFrame, column: str, method: style.MethodStyle
+) -> None:
+    """Draw the points of a method's line that may be rounding as hollow markers over it."""
+    hollow = line["near_floor"].to_numpy(bool)
+    if not hollow.any():
+        return
+    panel.plot(
+        np.asarray(x)[hollow],
+        line[column][hollow],
+        color=method.color,
+        marker=method.marker,
+        markerfacecolor="white",
+        linestyle="none",
+    )
 
 
 def method_legend(

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from wdanalysis.diagnostics import near_floor
 from wdanalysis.figures import selection, style
+from wdanalysis.readings import reading
 from wdanalysis.statistics import Fit, fit
 
 LEAST_SHARE = 1 / 8
@@ -24,9 +26,11 @@ MANY_POINTS = 2000
 def scatter(metrics: pd.DataFrame, module: str, *, share_axes: bool | None = None) -> Figure:
     """Draw ΔM (y) against ΔD (x) of a module's matrices, a panel a method.
 
-    Colour tells the layer, the marker the step (a range of steps where there are more than seven). The line
+    Colour tells the layer, the marker the step (a range of steps where there are more than seven); a hollow
+    marker is a matrix whose ΔD is near what rounding makes by itself. The line
     is the least-squares line over all points of a panel, with the 95 % band of its mean; the numbers above
-    it are those of scope `pooled` in the table of correlations.
+    it are those of scope `pooled` in the table of correlations. The heading ends with what `wdanalysis.readings`
+    reads from each panel.
 
     Parameters
     ----------
@@ -52,9 +56,13 @@ def scatter(metrics: pd.DataFrame, module: str, *, share_axes: bool | None = Non
     layers = points["layer"].dropna().astype(int)
     norm = Normalize(layers.min(), layers.max()) if len(layers) else Normalize(0, 1)
     n_rows, n_columns = style.grid(len(methods))
+    width = style.WIDTH if n_columns > 1 else 4.5
+    texts = [(method, reading(rows[rows["method"] == method])) for method in methods]
+    readings = [style.shortened(f"{method}: {text}", 300) for method, text in texts if text]
 
     with style.context():
-        figure = style.new_figure(height=0.9 + 2.25 * n_rows, width=style.WIDTH if n_columns > 1 else 4.5)
+        height = 0.9 + 2.25 * n_rows + style.height_of(readings, width)
+        figure = style.new_figure(height=height, width=width)
         panels = figure.subplots(n_rows, n_columns, sharex=share, sharey=share, squeeze=False).ravel()
         for panel, method in zip(panels, methods, strict=False):
             of_method = points[points["method"] == method]
@@ -90,7 +98,9 @@ def scatter(metrics: pd.DataFrame, module: str, *, share_axes: bool | None = Non
                 f"step {names[0][0]}" if len(names) == 1 else "",
                 "" if share or len(methods) == 1 else "the axes differ from panel to panel",
             ),
+            selection.near_floor_note(points),
             selection.left_out(rows),
+            *readings,
         )
     return figure
 
@@ -111,22 +121,28 @@ def _step_markers(steps: pd.Series) -> dict[object, tuple[str, str]]:
 def _draw_points(
     panel: Axes, points: pd.DataFrame, markers: dict[object, tuple[str, str]], norm: Normalize
 ) -> None:
+    size = float(np.clip(2500 / len(points), 7, 26)) if len(points) else 0.0
+    many = len(points) > MANY_POINTS
     colours = style.layer_colours().with_extremes(bad=style.MISSING)
     for step, at_step in points.groupby("step", dropna=False):
-        panel.scatter(
-            at_step["delta_d"],
-            at_step["delta_m"],
-            c=at_step["layer"].astype("Float64").to_numpy(float, na_value=np.nan),
-            marker=markers[None if pd.isna(step) else step][1],
-            s=float(np.clip(2500 / len(points), 7, 26)),
-            cmap=colours,
-            norm=norm,
-            plotnonfinite=True,
-            linewidths=0.25 if len(points) <= MANY_POINTS else 0,
-            edgecolors="white",
-            rasterized=len(points) > MANY_POINTS,
-            zorder=2,
-        )
+        marker = markers[None if pd.isna(step) else step][1]
+        for hollow, rows in at_step.groupby(near_floor(at_step)):
+            drawn = panel.scatter(
+                rows["delta_d"],
+                rows["delta_m"],
+                c=rows["layer"].astype("Float64").to_numpy(float, na_value=np.nan),
+                marker=marker,
+                s=size,
+                cmap=colours,
+                norm=norm,
+                plotnonfinite=True,
+                linewidths=0.9 if hollow else 0 if many else 0.25,
+                edgecolors="white",
+                rasterized=many,
+                zorder=2,
+            )
+            if hollow:  # the edge takes the layer's colour instead of the face
+                drawn.set(facecolor="none", edgecolor=None)
 
 
 def _draw_fit(panel: Axes, method: str, points: pd.DataFrame) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from wdanalysis.diagnostics import NEAR_FLOOR, near_floor
 from wdanalysis.errors import ComparisonError
 from wdanalysis.statistics import at_last_step
 
@@ -83,8 +84,24 @@ def has_values(rows: pd.DataFrame) -> pd.Series[bool]:
 
 
 def per_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return both values by the columns `by`, the median where several matrices (experts) share a place."""
-    return rows[has_values(rows)].groupby(by, sort=False)[list(VALUES)].median().reset_index()
+    """Return both values by the columns `by`, the median where several matrices (experts) share a place.
+
+    Column `near_floor` tells whether all of them are near the floor.
+    """
+    shown = rows[has_values(rows)]
+    marked = shown.assign(near_floor=near_floor(shown))
+    how = dict.fromkeys(VALUES, "median") | {"near_floor": "all"}
+    return marked.groupby(by, sort=False).agg(how).reset_index()
+
+
+def near_floor_note(rows: pd.DataFrame) -> str:
+    """Say how many matrices are hollow on the figure, because their ΔD may be rounding."""
+    count = int(near_floor(rows).sum())
+    return (
+        f"hollow: ΔD under {NEAR_FLOOR:g} × what rounding makes by itself ({count} of {len(rows)})"
+        if count
+        else ""
+    )
 
 
 def left_out(rows: pd.DataFrame, *, without_layer: bool = False) -> str:

@@ -233,6 +233,12 @@ def title(figure: Figure, *lines: str) -> None:
     figure.suptitle("\n".join(wrapped), x=0.01, ha="left", fontsize=RC["font.size"])
 
 
+def height_of(lines: Iterable[str], width: float) -> float:
+    """Return the inches that lines of a heading take on a figure of that width."""
+    characters = int(CHARACTERS * width)
+    return 0.135 * sum(len(textwrap.wrap(line, characters)) for line in lines)
+
+
 def listed(*texts: str) -> str:
     """Return the texts with commas between them; empty ones are left out."""
     return ", ".join(filter(None, texts))

@@ -76,18 +76,19 @@ _compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", 
 
 @_compiled
 def _terms(stored_base, stored_tuned):
-    """What one pair of elements adds to a, p, q, Σ ulp² (in units of the last fraction bit) and the unchanged count."""
+    """What one pair of elements adds to a, p, q, Σ ulp², the unchanged count and Σ w²·ulp² (ulp in fraction bits)."""
     w0, w = np.float64(_value(stored_base)), np.float64(_value(stored_tuned))
     d = w - w0
     power = _power(stored_tuned)
-    return w0 * w0, w0 * d, d * d, power * power, 1.0 if w == w0 else 0.0
+    power2 = power * power
+    return w0 * w0, w0 * d, d * d, power2, 1.0 if w == w0 else 0.0, w * w * power2
 
 
 @_compiled
-def _add_rows(base, tuned, first, last, ulp2_unit, sums, vector):
+def _add_rows(base, tuned, first, last, ulp2_unit, sums, weighted_ulp2, vector):
     for i in range(base.shape[0]):
         w0, w = base[i, first:last], tuned[i, first:last]
-        a = p = q = power2 = unchanged = 0.0
+        a = p = q = power2 = unchanged = weighted = 0.0
         for j in range(last - first):
             r = _terms(w0[j], w[j])
             a += r[0]
@@ -95,15 +96,18 @@ def _add_rows(base, tuned, first, last, ulp2_unit, sums, vector):
             q += r[2]
             power2 += r[3]
             unchanged += r[4]
+            weighted += r[5]
         sums[A, vector + i] += a
         sums[P, vector + i] += p
         sums[Q, vector + i] += q
         sums[ULP2, vector + i] += power2 * ulp2_unit
         sums[UNCHANGED, vector + i] += unchanged
+        if weighted_ulp2 is not None:  # numba compiles a version without the line, and what leads to it
+            weighted_ulp2[vector + i] += weighted * ulp2_unit
 
 
 @_compiled
-def _add_columns(base, tuned, first, last, ulp2_unit, sums, vector):
+def _add_columns(base, tuned, first, last, ulp2_unit, sums, weighted_ulp2, vector):
     rows = base.shape[0]
     in_fours = (
         rows - rows % 4
@@ -113,6 +117,7 @@ def _add_columns(base, tuned, first, last, ulp2_unit, sums, vector):
         of_these = slice(vector + start - first, vector + stop - first)
         a, p, q = sums[A, of_these], sums[P, of_these], sums[Q, of_these]
         ulp2, unchanged = sums[ULP2, of_these], sums[UNCHANGED, of_these]
+        weighted = None if weighted_ulp2 is None else weighted_ulp2[of_these]
         for i in range(0, in_fours, 4):
             w0_r, w0_s = base[i, start:stop], base[i + 1, start:stop]
             w0_t, w0_u = base[i + 2, start:stop], base[i + 3, start:stop]
@@ -126,6 +131,8 @@ def _add_columns(base, tuned, first, last, ulp2_unit, sums, vector):
                 q[j] += r[2] + s[2] + t[2] + u[2]
                 ulp2[j] += (r[3] + s[3] + t[3] + u[3]) * ulp2_unit
                 unchanged[j] += r[4] + s[4] + t[4] + u[4]
+                if weighted is not None:
+                    weighted[j] += (r[5] + s[5] + t[5] + u[5]) * ulp2_unit
         for i in range(in_fours, rows):
             w0_r, w_r = base[i, start:stop], tuned[i, start:stop]
             for j in range(stop - start):
@@ -135,6 +142,8 @@ def _add_columns(base, tuned, first, last, ulp2_unit, sums, vector):
                 q[j] += r[2]
                 ulp2[j] += r[3] * ulp2_unit
                 unchanged[j] += r[4]
+                if weighted is not None:
+                    weighted[j] += r[5] * ulp2_unit
 
 
 def add_dense(
@@ -145,6 +154,7 @@ def add_dense(
     first_vector: int = 0,
     *,
     vectors_are_rows: bool,
+    weighted_ulp2: NDArray[np.float64] | None = None,
 ) -> None:
     """Add what a block of rows of two stored matrices brings to the sums of its vectors.
 
@@ -160,10 +170,13 @@ def add_dense(
         The vector that the first row, or the first column that counts, belongs to.
     vectors_are_rows
         Whether a vector is a row of the block or one of the columns that count.
+    weighted_ulp2
+        Σ w²·ulp(w)² of each vector, added to in place; None leaves this sum out.
     """
     add = _add_rows if vectors_are_rows else _add_columns
     ulp2_unit = 2.0 ** (-2 * _FRACTION_BITS[tuned.dtype.name])
-    add(_storage_bits(base), _storage_bits(tuned), columns.start, columns.stop, ulp2_unit, sums, first_vector)
+    blocks = _storage_bits(base), _storage_bits(tuned)
+    add(*blocks, columns.start, columns.stop, ulp2_unit, sums, weighted_ulp2, first_vector)
 
 
 def _storage_bits(block: NDArray[Any]) -> NDArray[Any]:
