@@ -44,7 +44,7 @@ def merge(
     """
     from wdanalysis.training.merge import merge as merge_checkpoints
 
-    with console.byte_progress(quiet=quiet) as progress:
+    with console.progress_bars(quiet=quiet) as (progress, _):
         merged = merge_checkpoints(
             base, adapter, out, dtype=dtype.value, force=force, alpha=alpha, progress=progress
         )
