@@ -15,6 +15,7 @@ from wdanalysis import __version__
 from wdanalysis.cli.compare import compare
 from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.plot import plot
+from wdanalysis.cli.report import report
 from wdanalysis.errors import WdAnalysisError
 
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(compare)
 app.command()(plot)
+app.command()(report)
 app.command()(inspect)
 
 
