@@ -18,6 +18,9 @@ from typer.testing import CliRunner
 
 from wdanalysis.cli import app
 from wdanalysis.comparison import COLUMNS
+from wdanalysis.diagnostics import COMMON_SHRINK_COLUMNS
+from wdanalysis.readings import READING_COLUMNS
+from wdanalysis.spectra import SIMILARITY_COLUMNS, SPECTRA_COLUMNS
 from wdanalysis.statistics import CORRELATION_COLUMNS
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +99,15 @@ def defined_columns(heading: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "columns"), [("metrics.csv", COLUMNS), ("correlations.csv", CORRELATION_COLUMNS)]
+    ("file", "columns"),
+    [
+        ("metrics.csv", COLUMNS),
+        ("correlations.csv", CORRELATION_COLUMNS),
+        ("diagnostics.csv", COMMON_SHRINK_COLUMNS),
+        ("readings.csv", READING_COLUMNS),
+        ("spectra.csv", SPECTRA_COLUMNS),
+        ("similarity.csv", SIMILARITY_COLUMNS),
+    ],
 )
 def test_every_column_is_defined(file: str, columns: tuple[str, ...]) -> None:
     assert set(columns) <= defined_columns(file)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -119,6 +120,10 @@ class Comparison:
 
     def readings(self) -> pd.DataFrame:
         """What the numbers of each method and module say, in sentences; `wdanalysis.readings` has the rules."""
+        return self._readings.copy()
+
+    @cached_property
+    def _readings(self) -> pd.DataFrame:
         from wdanalysis.readings import readings
 
         return readings(self.metrics)
@@ -147,6 +152,30 @@ class Comparison:
 
         return figures.heatmap(self.metrics, method, **options)
 
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML file that holds everything: readings, charts to explore, tables, and provenance.
+
+        It needs nothing but a browser and fetches nothing.
+
+        Parameters
+        ----------
+        path
+            The file; one that is there is replaced. Its folder is made where it is missing.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written, or the extra `report` (Bokeh) is not installed.
+        """
+        from wdanalysis.results import write_report
+
+        return write_report(self, Path(path))
+
     def save(
         self,
         directory: str | Path,
@@ -154,8 +183,9 @@ class Comparison:
         figures: Iterable[str] | None = None,
         format: str = "png",
         force: bool = False,
+        report: bool = True,
     ) -> list[Path]:
-        """Write tables, provenance and figures into a folder; each file appears whole or not at all.
+        """Write tables, provenance, figures and the HTML report into a folder; each file appears whole or not at all.
 
         Parameters
         ----------
@@ -167,6 +197,8 @@ class Comparison:
             ``png``, ``pdf`` or ``svg``.
         force
             Replace the results that are in the folder; other files in it stay.
+        report
+            Whether to write ``report.html``, where the extra `report` is installed.
 
         Returns
         -------
@@ -180,7 +212,7 @@ class Comparison:
         """
         from wdanalysis.results import save
 
-        return save(self, Path(directory), figures=figures, format=format, force=force)
+        return save(self, Path(directory), figures=figures, format=format, force=force, report=report)
 
     @classmethod
     def load(cls, directory: str | Path) -> Comparison:

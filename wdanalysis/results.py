@@ -16,6 +16,7 @@ import pandas as pd
 
 from wdanalysis.comparison import COLUMNS, Comparison
 from wdanalysis.errors import OutputError
+from wdanalysis.report import is_available as report_is_available
 
 if TYPE_CHECKING:
     from io import BufferedWriter
@@ -31,6 +32,7 @@ SPECTRA_CSV = "spectra.csv"
 SPECTRA_PARQUET = "spectra.parquet"
 SIMILARITY_CSV = "similarity.csv"
 RUN_JSON = "run.json"
+REPORT_HTML = "report.html"
 FIGURES = "figures"
 FIGURE_KINDS = ("scatter", "layers", "trajectory", "heatmap")
 FORMATS = ("png", "pdf", "svg")
@@ -43,6 +45,7 @@ def save(
     figures: Iterable[str] | None = None,
     format: str = "png",
     force: bool = False,
+    report: bool = True,
 ) -> list[Path]:
     """Write a comparison into a folder; see `Comparison.save`.
 
@@ -55,6 +58,8 @@ def save(
     tables = [_write_table(directory / name, table) for name, table in _tables(comparison)]
     run_json = _write_run(comparison, directory, tables)
     drawn = _draw(comparison, directory, kinds, format)
+    if report and report_is_available():
+        drawn.append(write_report(comparison, directory / REPORT_HTML))
     _write_run(comparison, directory, [*tables, *drawn])
     for stale in old - {*tables, *drawn, run_json}:
         stale.unlink(missing_ok=True)
@@ -93,6 +98,28 @@ def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> l
     drawn = _draw(comparison, directory, kinds, format)
     _write_run(comparison, directory, sorted(_outputs(directory) | set(drawn)))
     return drawn
+
+
+def write_report(comparison: Comparison, path: Path) -> Path:
+    """Write a comparison's page; see `Comparison.report`."""
+    from wdanalysis.report import render
+
+    page = render(comparison).encode("utf-8", "backslashreplace")
+    return _write(path, lambda file: file.write(page))
+
+
+def rewrite_report(directory: Path) -> Path:
+    """Write the page of saved results, replacing the one that is there.
+
+    Raises
+    ------
+    OutputError
+        There are no results, the folder cannot be written, or the extra `report` is not installed.
+    """
+    comparison = load(directory)
+    written = write_report(comparison, directory / REPORT_HTML)
+    _write_run(comparison, directory, sorted(_outputs(directory) | {written}))
+    return written
 
 
 def check_kinds(kinds: Iterable[str], format: str) -> list[str]:

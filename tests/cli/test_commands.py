@@ -45,7 +45,7 @@ def run(
 def test_compare_writes_tables_and_figures_and_prints_a_summary(here: Path) -> None:
     result = CliRunner().invoke(app, ["compare", "base.safetensors", "ft", "lora"])
     assert result.exit_code == 0, result.output
-    assert {path.name for path in (here / "wd-analysis").iterdir()} == TABLES | {"figures"}
+    assert {path.name for path in (here / "wd-analysis").iterdir()} == TABLES | {"figures", "report.html"}
     assert {path.name for path in (here / "wd-analysis" / "figures").iterdir()} == {
         *(f"{kind}_{module}.png" for kind in ("scatter", "layers", "trajectory") for module in "qkv"),
         "heatmap_ft.png",
@@ -77,7 +77,7 @@ def test_run_json_says_how_the_numbers_came_about(here: Path) -> None:
     assert base_file["bytes"] == (here / "base.safetensors").stat().st_size
     assert len(base_file["header_sha256"]) == 64
     assert [entry["step"] for entry in saved["inputs"]["ft"]] == [10, 20, 30]
-    assert set(saved["outputs"]) == TABLES
+    assert set(saved["outputs"]) == TABLES | {"report.html"}
 
 
 def test_json_is_one_object_on_standard_output(here: Path) -> None:

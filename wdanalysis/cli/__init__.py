@@ -16,6 +16,7 @@ from wdanalysis.cli.compare import compare
 from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.merge import merge
 from wdanalysis.cli.plot import plot
+from wdanalysis.cli.report import report
 from wdanalysis.cli.train import train
 from wdanalysis.errors import WdAnalysisError
 
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(compare)
 app.command()(plot)
+app.command()(report)
 app.command()(inspect)
 app.command()(train)
 app.command()(merge)

@@ -80,6 +80,7 @@ def compare(
         str, typer.Option(metavar="KINDS", help="Of scatter,layers,trajectory,heatmap; or all; or none.")
     ] = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = options.Format.PNG,
+    report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace results that are in DIR.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: Annotated[
@@ -105,6 +106,7 @@ def compare(
     check_free(out, force=force)
 
     from wdanalysis import comparison as run
+    from wdanalysis.report import NEEDS, is_available
 
     with console.progress_bars(quiet=quiet or as_json) as (progress, spectra_progress):
         try:
@@ -125,16 +127,18 @@ def compare(
             partial = interrupted.comparison
             if partial.metrics.empty:
                 raise
-            partial.save(out, figures=[], force=force)
+            partial.save(out, figures=[], force=force, report=False)
             raise WdAnalysisError(
                 f"interrupted; the {len(partial.metrics)} rows measured so far are in {out} "
                 '(its run.json says "complete": false).'
             ) from None
-    written = compared.save(out, figures=kinds, format=format.value, force=force)
+    written = compared.save(out, figures=kinds, format=format.value, force=force, report=report)
     if as_json:
         console.lines(json.dumps(_as_json(compared, out, written), ensure_ascii=False))
     elif not quiet:
         console.warn(compared.warnings)
+        if report and not is_available():
+            console.warn([f"no report.html was written: {NEEDS}"])
         _print(compared, out, written)
 
 

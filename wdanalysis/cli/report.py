@@ -1,0 +1,25 @@
+"""`wd-analyze report`: the HTML page, from saved tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wdanalysis.cli import console
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The results of `wd-analyze compare`.")],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Write the report of a saved comparison, DIR/report.html, again: one file with everything, for any browser.
+
+    Example: wd-analyze report wd-analysis
+    """
+    from wdanalysis.results import rewrite_report
+
+    written = rewrite_report(directory)
+    if not quiet:
+        console.lines(str(written))

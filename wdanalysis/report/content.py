@@ -1,0 +1,173 @@
+"""What the page holds, as plain data: a comparison's tables column by column, and its provenance as lists of facts."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from wdanalysis.diagnostics import NEAR_FLOOR
+from wdanalysis.figures import style
+from wdanalysis.figures.profiles import SQUASHED
+from wdanalysis.figures.scatter import LEAST_SHARE
+
+if TYPE_CHECKING:
+    from wdanalysis.comparison import Comparison
+
+MOST_ROWS = 20_000
+"""Rows of the metrics table that go into the page; a browser draws more of them slowly."""
+
+LABELS: Mapping[str, str] = {
+    "delta_m": "ΔM",
+    "delta_d": "ΔD",
+    "delta_m_signed": "ΔM signed",
+    "rel_delta_m": "ΔM relative",
+    "delta_m_floor": "ΔM floor",
+    "delta_d_floor": "ΔD floor",
+    "delta_m_unshrunk": "ΔM unshrunk",
+    "delta_m_median": "ΔM median",
+    "delta_m_p90": "ΔM 90 %",
+    "delta_m_max": "ΔM max",
+    "delta_d_median": "ΔD median",
+    "delta_d_p90": "ΔD 90 %",
+    "delta_d_max": "ΔD max",
+    "pearson_r": "Pearson r",
+    "r_low": "r low",
+    "r_high": "r high",
+    "p_value": "p",
+    "spearman_r": "Spearman ρ",
+    "header_sha256": "header SHA-256",
+}
+"""Headings of columns that read better than their names; another column's is its name without underscores."""
+
+LAYER_COLOURS = 64
+"""Steps of the scale that colours layers."""
+
+DARK_START = 70
+"""Where the layers' scale (of 256) begins on a dark page, on which its first colours would vanish."""
+
+
+def data(comparison: Comparison) -> dict[str, Any]:
+    """Gather what the page's scripts draw: JSON-ready, without NaN.
+
+    Returns
+    -------
+    dict
+        `tables`, each `{rows, columns}` as `table` makes them; `rules`, the thresholds that the figures have too;
+        `colours` of methods and layers.
+    """
+    metrics = thinned(comparison.metrics)
+    tables = {
+        "summary": comparison.summary(),
+        "metrics": metrics,
+        "correlations": comparison.correlations(),
+        "diagnostics": comparison.diagnostics(),
+        "skipped": comparison.skipped,
+        "inputs": inputs(comparison),
+    }
+    if comparison.spectra is not None:
+        tables |= {"spectra": comparison.spectra.matrices, "similarity": comparison.spectra.similarity}
+    scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
+    return {
+        "tables": {name: table(frame) for name, frame in tables.items()},
+        "rules": {"near_floor": NEAR_FLOOR, "squashed": SQUASHED, "least_share": LEAST_SHARE},
+        "colours": {
+            "methods": list(style.COLOURS),
+            "layers": _sampled(scale),
+            "layers_dark": _sampled(scale[DARK_START:]),
+        },
+    }
+
+
+def thinned(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return at most `MOST_ROWS` rows, evenly spaced over the table, which is in order of method, step and layer."""
+    if len(metrics) <= MOST_ROWS:
+        return metrics
+    return metrics.iloc[np.linspace(0, len(metrics) - 1, MOST_ROWS).round().astype(int)]
+
+
+def table(frame: pd.DataFrame) -> dict[str, Any]:
+    """Turn a table into its columns: numbers with null where a cell is empty, text as levels and codes.
+
+    Returns
+    -------
+    dict
+        `rows`, their number, and `columns`, each `{name, label, values}` or `{name, label, levels, codes}` with the
+        code −1 where a cell is empty.
+    """
+    return {"rows": len(frame), "columns": [_column(str(name), frame[name]) for name in frame.columns]}
+
+
+def inputs(comparison: Comparison) -> pd.DataFrame:
+    """Return a row for every file that was read: method, step, format, path, bytes, header_sha256."""
+    rows = [
+        {"method": method, "step": checkpoint["step"], "format": checkpoint["format"], **file}
+        for method, checkpoints in comparison.run.get("inputs", {}).items()
+        for checkpoint in checkpoints
+        for file in checkpoint["files"]
+    ]
+    columns = ["method", "step", "format", "path", "bytes", "header_sha256"]
+    return pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "bytes": "Int64"})
+
+
+def readings(comparison: Comparison) -> dict[str, list[tuple[str, str]]]:
+    """Return for each method the modules, and what their numbers say in words."""
+    panels = (
+        comparison.readings()
+        .groupby(["method", "module"], sort=False)["sentence"]
+        .agg(" ".join)
+        .reset_index()
+    )
+    return {
+        str(method): list(zip(of_method["module"], of_method["sentence"], strict=True))
+        for method, of_method in panels.groupby("method", sort=False)
+    }
+
+
+def skipped_reasons(comparison: Comparison) -> list[tuple[str, int]]:
+    """Return each reason for which something was left out, with how often."""
+    return Counter(comparison.skipped["reason"]).most_common()
+
+
+def provenance(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """Yield name and value of what made the numbers: command, options, versions, time."""
+    run = comparison.run
+    if command := run.get("command"):
+        yield "command", shlex.join(command)
+    for option, value in run.get("options", {}).items():
+        if value is not None:
+            yield option, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if seconds := run.get("seconds"):
+        yield "time", ", ".join(f"{part} {value:.3g} s" for part, value in seconds.items())
+    if nbytes := run.get("bytes_read"):
+        yield "read", f"{nbytes / 1e6:,.1f} MB"
+    yield (
+        "versions",
+        ", ".join(f"{package} {version}" for package, version in run.get("versions", {}).items()),
+    )
+
+
+def _column(name: str, values: pd.Series) -> dict[str, Any]:
+    head = {"name": name, "label": LABELS.get(name, name.replace("_", " "))}
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        return {**head, "values": [_number(value) for value in values.tolist()]}
+    codes, levels = pd.factorize(values)
+    return {**head, "levels": [str(level) for level in levels], "codes": codes.tolist()}
+
+
+def _number(value: Any) -> float | int | None:
+    return None if pd.isna(value) or not math.isfinite(value) else value
+
+
+def _sampled(scale: list[str]) -> list[str]:
+    return [scale[int(place)] for place in np.linspace(0, len(scale) - 1, LAYER_COLOURS)]
+
+
+def _hex(colour: tuple[float, ...]) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])
