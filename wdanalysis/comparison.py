@@ -376,7 +376,7 @@ def compare_paths(
         "seconds": seconds,
         "bytes_read": planned.nbytes,
     }
-    comparison = Comparison(metrics, run, singular)
+    comparison = Comparison(metrics, _encodable(run), singular)
     if interrupted:
         raise Interrupted(comparison)
     return comparison
@@ -400,7 +400,7 @@ def _open_methods(
     for label, path in named:
         # A path may hold only some of the steps that are asked for, as long as another holds the rest.
         series = open_series(path, alpha=alpha, steps=None if several else steps)
-        name = _encodable(label or series.name)
+        name = str(_encodable(label or series.name))
         # One name from two places is two methods, unless the user says that it is one.
         home = f"label {label}" if label else os.path.dirname(os.path.realpath(path))
         known = homes.setdefault(name, (home, path))
@@ -413,9 +413,13 @@ def _open_methods(
     return _keep_steps(methods, steps) if several and steps is not None else methods
 
 
-def _encodable(text: str) -> str:
-    """The text with what UTF-8 cannot hold (a file's name may) as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _encodable(value: Any) -> Any:
+    """The value with what UTF-8 cannot hold in its texts (a file's name may) as escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_encodable(key): _encodable(of_key) for key, of_key in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _named_paths(
