@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from wdanalysis.comparison import COLUMNS, Comparison
+from wdanalysis.comparison import Comparison
+from wdanalysis.table import COLUMNS
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -12,8 +12,9 @@ import torch
 from checkpoint_files import llama, moved, write, write_lora, write_model, write_steps
 
 import wdanalysis as wd
-from wdanalysis.comparison import COLUMNS, Interrupted
+from wdanalysis.comparison import Interrupted
 from wdanalysis.errors import ComparisonError, WdAnalysisError
+from wdanalysis.table import COLUMNS
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ import typer
 from typer.testing import CliRunner
 
 from wdanalysis.cli import app
-from wdanalysis.comparison import COLUMNS
 from wdanalysis.diagnostics import COMMON_SHRINK_COLUMNS
 from wdanalysis.readings import READING_COLUMNS
 from wdanalysis.spectra import SIMILARITY_COLUMNS, SPECTRA_COLUMNS
 from wdanalysis.statistics import CORRELATION_COLUMNS
+from wdanalysis.table import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

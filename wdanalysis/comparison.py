@@ -6,41 +6,29 @@ import dataclasses
 import html
 import itertools
 import os
-import platform
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, get_args
 
-import pandas as pd
-
-from wdanalysis import __version__
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import ComparisonError
-from wdanalysis.plan import Plan, base_mismatch, plan
+from wdanalysis.plan import base_mismatch, plan
+from wdanalysis.provenance import encodable, input_files, versions
 from wdanalysis.stream import MatrixChange, Progress, stream
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from wdanalysis.spectra import Spectra
-
-_COLUMN_TYPES = {
-    "step": "Int64",
-    "layer": "Int64",
-    "vectors": "Int64",
-    "length": "Int64",
-    "zero_vectors": "Int64",
-}
-_TEXT = ("method", "module", "name", "axis", "base_dtype", "tuned_dtype")
-_ROLE_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
-COLUMNS = tuple(field.name for field in dataclasses.fields(MatrixChange))
-"""The columns of the metrics table, in order; `docs` define each."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,7 +46,7 @@ class Comparison:
     Attributes
     ----------
     metrics
-        A row for every method, step and matrix, with the columns that `COLUMNS` lists.
+        A row for every method, step and matrix, with the columns that `wdanalysis.table.COLUMNS` lists.
     run
         Provenance: versions, options, input files, what was skipped and why, warnings, timings. JSON-ready.
     spectra
@@ -77,16 +65,18 @@ class Comparison:
     @property
     def methods(self) -> list[str]:
         """The methods, in the order in which they were given."""
-        return list(pd.unique(self.metrics["method"]))
+        return list(self.metrics["method"].unique())
 
     @property
     def modules(self) -> list[str]:
         """The module roles, in the order of the table."""
-        return list(pd.unique(self.metrics["module"]))
+        return list(self.metrics["module"].unique())
 
     @property
     def skipped(self) -> pd.DataFrame:
         """What a checkpoint holds and the table does not: method, step, name, reason."""
+        import pandas as pd
+
         return pd.DataFrame(self.run.get("skipped", []), columns=["method", "step", "name", "reason"])
 
     @property
@@ -99,6 +89,10 @@ class Comparison:
 
         See `wdanalysis.statistics.correlations` for scopes and columns.
         """
+        return self._correlations.copy()
+
+    @cached_property
+    def _correlations(self) -> pd.DataFrame:
         from wdanalysis.statistics import correlations
 
         return correlations(self.metrics)
@@ -335,7 +329,10 @@ def compare_paths(
     base_checkpoint = open_checkpoint(base)
     methods = _open_methods(tuned, alpha=alpha, steps=steps)
     planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
-    inputs = {"BASE": _inputs([base_checkpoint]), **{m: _inputs(s.checkpoints) for m, s in methods.items()}}
+    inputs = {
+        "BASE": input_files([base_checkpoint]),
+        **{m: input_files(s.checkpoints) for m, s in methods.items()},
+    }
     opened = time.time()
     seconds = {"open": round(opened - started, 3)}
     rows: list[MatrixChange] = []
@@ -343,6 +340,8 @@ def compare_paths(
     interrupted = False
     try:
         for measured in stream(planned, axis, diagnostics=diagnostics, progress=progress):
+            if not rows:
+                _import_beside("wdanalysis.table", "wdanalysis.readings")
             rows.extend(measured)
         seconds["measure"] = round(time.time() - opened, 3)
         if spectra:
@@ -353,7 +352,9 @@ def compare_paths(
     except KeyboardInterrupt:
         interrupted = True
         seconds.setdefault("measure", round(time.time() - opened, 3))
-    metrics, warnings = _finish(_table(rows, list(methods)), planned)
+    from wdanalysis.table import keep_changed, metrics_table
+
+    metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
     warnings = [*_notes(base_checkpoint, methods), *planned.notes, *warnings]
     options = {
         "axis": axis,
@@ -365,7 +366,7 @@ def compare_paths(
         "spectra": spectra,
     }
     run = {
-        "versions": _versions(),
+        "versions": versions(),
         "command": sys.argv if Path(sys.argv[0]).stem in {"wd-analyze", "cli"} else None,
         "options": options,
         "complete": not interrupted,
@@ -376,10 +377,15 @@ def compare_paths(
         "seconds": seconds,
         "bytes_read": planned.nbytes,
     }
-    comparison = Comparison(metrics, _encodable(run), singular)
+    comparison = Comparison(metrics, encodable(run), singular)
     if interrupted:
         raise Interrupted(comparison)
     return comparison
+
+
+def _import_beside(*modules: str) -> None:
+    """Import in a thread what is needed last and takes long (pandas, scipy): kernels leave the interpreter free."""
+    Thread(target=lambda: [import_module(module) for module in modules], daemon=True).start()
 
 
 def _open_methods(
@@ -400,7 +406,7 @@ def _open_methods(
     for label, path in named:
         # A path may hold only some of the steps that are asked for, as long as another holds the rest.
         series = open_series(path, alpha=alpha, steps=None if several else steps)
-        name = str(_encodable(label or series.name))
+        name = str(encodable(label or series.name))
         # One name from two places is two methods, unless the user says that it is one.
         home = f"label {label}" if label else os.path.dirname(os.path.realpath(path))
         known = homes.setdefault(name, (home, path))
@@ -411,15 +417,6 @@ def _open_methods(
         found.setdefault(name, []).append(series)
     methods = {name: _joined(name, parts) for name, parts in found.items()}
     return _keep_steps(methods, steps) if several and steps is not None else methods
-
-
-def _encodable(value: Any) -> Any:
-    """The value with what UTF-8 cannot hold in its texts (a file's name may) as escapes."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, Mapping):
-        return {_encodable(key): _encodable(of_key) for key, of_key in value.items()}
-    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _named_paths(
@@ -474,59 +471,6 @@ def _keep_steps(methods: Mapping[str, Series], steps: Collection[int]) -> dict[s
     return kept
 
 
-def _table(rows: Sequence[MatrixChange], methods: Sequence[str]) -> pd.DataFrame:
-    """The rows as a tidy table in the order of methods, steps, layers and roles; otherwise as the base's files."""
-    table = pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=list(COLUMNS))
-    floats = {column: "float64" for column in COLUMNS if column not in _COLUMN_TYPES and column not in _TEXT}
-    table = table.astype({**_COLUMN_TYPES, **floats})
-    table = table.assign(**{column: table[column].map(_encodable) for column in ("module", "name")})
-    split = table["module"].str.rpartition(".")
-    role = {role: place for place, role in enumerate(_ROLE_ORDER)}
-    keys = {
-        "_method": table["method"].map({method: place for place, method in enumerate(methods)}),
-        "_stack": split[0],
-        "_role": split[2].map(role).fillna(len(role)),
-    }
-    by = table.assign(**keys).sort_values(["_method", "step", "_stack", "layer", "_role"], kind="stable")
-    return by.drop(columns=list(keys)).reset_index(drop=True)
-
-
-def _finish(table: pd.DataFrame, planned: Plan) -> tuple[pd.DataFrame, list[str]]:
-    """Keep what was changed, unless the user chose the modules; and say what the numbers do not."""
-    warnings = []
-    for row in table[table["delta_m"].isna()].to_dict("records"):
-        at = "" if pd.isna(row["step"]) else f" at step {row['step']}"
-        where = f"{row['name']} of {row['method']}{at}"
-        warnings.append(f"{where} or of BASE holds NaN or Inf: its metrics are left empty")
-    if zero := int(table["zero_vectors"].gt(0).sum()):
-        warnings.append(
-            f"{zero} rows hold all-zero vectors, which have no direction: "
-            "such a vector counts 0 in ΔD where both are zero and 1 where one is"
-        )
-    if planned.modules_chosen == "given":
-        return table, warnings
-    changed = table["update_norm"].ne(0)  # an empty metric counts as changed
-    if not changed.any():
-        return table, [*warnings, "every compared matrix is identical to BASE"]
-    unit = "module" if planned.modules_chosen == "attention" else "name"
-    kept = table[unit].isin(table.loc[changed, unit])
-    if planned.modules_chosen == "all":
-        warnings.append(
-            "no attention projection is recognised by its name: every changed matrix is compared "
-            "(--modules takes a regular expression)"
-        )
-    if left_out := table.loc[~kept, unit].unique().tolist():
-        warnings.append(
-            f"unchanged in every method and left out: {_shortened(left_out)} (--modules all keeps all)"
-        )
-    return table[kept].reset_index(drop=True), warnings
-
-
-def _shortened(names: Sequence[str], most: int = 6) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
 def _notes(base: Checkpoint, methods: Mapping[str, Series]) -> list[str]:
     notes = list(base.notes)
     for series in methods.values():
@@ -536,32 +480,3 @@ def _notes(base: Checkpoint, methods: Mapping[str, Series]) -> list[str]:
         mismatches = (base_mismatch(base, checkpoint) for checkpoint in series.checkpoints)
         notes.extend([sentence for sentence in mismatches if sentence][:1])
     return notes
-
-
-def _inputs(checkpoints: Iterable[Checkpoint]) -> list[dict[str, Any]]:
-    """Every file that was read, by checkpoint, with its size and a hash of its header."""
-    from wdanalysis.checkpoints.storage import header_hash
-
-    return [
-        {
-            "path": str(checkpoint.path),
-            "format": checkpoint.format,
-            "step": checkpoint.step,
-            "files": [
-                {"path": str(file), "bytes": file.stat().st_size, "header_sha256": header_hash(file)}
-                for file in checkpoint.files
-            ],
-        }
-        for checkpoint in checkpoints
-    ]
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("numpy", "numba", "pandas", "scipy", "torch", "safetensors", "matplotlib")
-    return {
-        "wdanalysis": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }

@@ -8,11 +8,14 @@ a ΔM in proportion to m₀, which says which vectors are long and nothing of wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from wdanalysis.kernels.sums import Vector, VectorChanges
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NEAR_FLOOR = 3.0
 """A ΔD below this many times the ΔD of rounding alone may be rounding."""
@@ -143,9 +146,8 @@ def near_floor(metrics: pd.DataFrame) -> pd.Series[bool]:
 
     Adapters' rows never are: their updates are not rounded. Nor are those of a table without diagnostics.
     """
-    if "floor_ratio" not in metrics:
-        return pd.Series(False, index=metrics.index)
-    return metrics["floor_ratio"] < NEAR_FLOOR
+    ratio = metrics["floor_ratio"] if "floor_ratio" in metrics else metrics["delta_d"] * np.nan
+    return ratio < NEAR_FLOOR
 
 
 def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -167,6 +169,8 @@ def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
         whether it `explains` the change: a shrink (c > 0) with a share of at least `EXPLAINS`. Empty numbers
         where nothing changed.
     """
+    import pandas as pd
+
     rows = []
     changed = metrics[metrics["update_norm"].ne(0) & metrics["shrink"].notna()]
     by_checkpoint = dict(list(changed.groupby(["method", "step", "axis"], sort=False, dropna=False)))

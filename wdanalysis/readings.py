@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from wdanalysis.diagnostics import NEAR_FLOOR, near_floor
-from wdanalysis.statistics import Fit, at_last_step, fit
+from wdanalysis.statistics import Fit, Points, at_last_step, fit
 
 READING_COLUMNS = ("method", "module", "axis", "rule", "sentence")
 """The columns of `readings`."""
@@ -52,10 +52,11 @@ FEW_VECTORS = 10.0
 
 
 _READ = (
+    *("method", "module", "step", "layer", "delta_m", "delta_d"),
     *("shrink", "delta_m_unshrunk", "floor_ratio", "delta_d_median", "delta_d_max"),
     *("unchanged_fraction", "tuned_dtype"),
 )
-"""Columns that rules read beside ΔM and ΔD; a table may lack them."""
+"""Columns that rules read; a table may lack those of diagnostics."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Panel:
     Attributes
     ----------
     rows
-        Those with values.
+        Those with values; the columns of `_READ`.
     last
         Those of the last step.
     layers
@@ -91,22 +92,22 @@ class Panel:
     @classmethod
     def of(cls, metrics: pd.DataFrame) -> Panel:
         """Take it from a method's and module's rows of the metrics table."""
-        rows = metrics.reindex(columns=list(dict.fromkeys([*metrics.columns, *_READ])))
+        rows = metrics.reindex(columns=list(_READ))
         rows = rows[np.isfinite(rows[["delta_m", "delta_d"]].to_numpy(float, na_value=np.nan)).all(axis=1)]
         last = at_last_step(rows)
-        in_layers = last[last["layer"].notna()]
+        points, at_last = Points.of(rows), Points.of(last[last["layer"].notna()])
         by_layer = [
-            fit(of["delta_d"], of["delta_m"])
-            for _, of in rows.groupby("layer")
-            if of["step"].nunique(dropna=False) >= FEWEST_STEPS
+            fit(of_layer.delta_d, of_layer.delta_m)
+            for _, of_layer in points.by_layer()
+            if len(set(of_layer.step.tolist())) >= FEWEST_STEPS
         ]
         return cls(
             rows=rows,
             last=last,
-            layers=in_layers["layer"].nunique(),
-            across=fit(in_layers["delta_d"], in_layers["delta_m"]),
-            unshrunk=fit(in_layers["delta_d"], in_layers["delta_m_unshrunk"]),
-            pooled=fit(rows["delta_d"], rows["delta_m"]),
+            layers=len(set(at_last.layer.tolist())),
+            across=fit(at_last.delta_d, at_last.delta_m),
+            unshrunk=fit(at_last.delta_d, at_last.delta_m_unshrunk),
+            pooled=fit(points.delta_d, points.delta_m),
             within=tuple(line.pearson_r for line in by_layer if math.isfinite(line.pearson_r)),
         )
 

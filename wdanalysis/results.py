@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from wdanalysis.comparison import COLUMNS, Comparison
+from wdanalysis.comparison import Comparison
 from wdanalysis.errors import OutputError
 from wdanalysis.report import is_available as report_is_available
+from wdanalysis.writing import first_line, plain_errors, write_whole
 
 if TYPE_CHECKING:
-    from io import BufferedWriter
+    import pandas as pd
 
     from wdanalysis.spectra import Spectra
 
@@ -81,8 +76,8 @@ def _tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def _write_table(path: Path, table: pd.DataFrame) -> Path:
     if path.suffix == ".csv":
-        return _write(path, lambda file: table.to_csv(file, index=False))
-    return _write(path, lambda file: table.to_parquet(file, index=False))
+        return write_whole(path, lambda file: table.to_csv(file, index=False))
+    return write_whole(path, lambda file: table.to_parquet(file, index=False))
 
 
 def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> list[Path]:
@@ -105,7 +100,7 @@ def write_report(comparison: Comparison, path: Path) -> Path:
     from wdanalysis.report import render
 
     page = render(comparison).encode("utf-8", "backslashreplace")
-    return _write(path, lambda file: file.write(page))
+    return write_whole(path, lambda file: file.write(page))
 
 
 def rewrite_report(directory: Path) -> Path:
@@ -143,7 +138,7 @@ def _draw(comparison: Comparison, directory: Path, kinds: Iterable[str], format:
         return []
     from wdanalysis.figures import save_figures
 
-    with _plain_errors(directory):
+    with plain_errors(directory):
         target = directory / FIGURES
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".drawing-") as beside:
@@ -155,7 +150,9 @@ def _write_run(comparison: Comparison, directory: Path, outputs: Iterable[Path])
     names = [*(str(path.relative_to(directory)) for path in outputs), RUN_JSON]
     run = {**comparison.run, "outputs": list(dict.fromkeys(names))}
     text = json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return _write(directory / RUN_JSON, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    return write_whole(
+        directory / RUN_JSON, lambda file: file.write(text.encode("utf-8", "backslashreplace"))
+    )
 
 
 def _outputs(directory: Path) -> set[Path]:
@@ -171,6 +168,10 @@ def _outputs(directory: Path) -> set[Path]:
 
 def load(directory: Path) -> Comparison:
     """Read a comparison back from its folder; see `Comparison.load`."""
+    import pandas as pd
+
+    from wdanalysis.table import COLUMNS
+
     for needed in (METRICS_PARQUET, RUN_JSON):
         if not (directory / needed).is_file():
             raise OutputError(f"{directory} holds no results of `wd-analyze compare`: {needed} is missing.")
@@ -178,7 +179,7 @@ def load(directory: Path) -> Comparison:
         run = json.loads((directory / RUN_JSON).read_text(encoding="utf-8"))
         metrics = pd.read_parquet(directory / METRICS_PARQUET)
     except (OSError, ValueError) as error:
-        raise OutputError(f"the results in {directory} cannot be read ({_first_line(error)}).") from error
+        raise OutputError(f"the results in {directory} cannot be read ({first_line(error)}).") from error
     if missing := [column for column in COLUMNS if column not in metrics]:
         raise OutputError(
             f"{directory / METRICS_PARQUET} lacks the column {missing[0]}; run the comparison again."
@@ -193,6 +194,8 @@ def _names(run: object) -> list[str]:
 
 
 def _load_spectra(directory: Path) -> Spectra:
+    import pandas as pd
+
     from wdanalysis.spectra import Spectra
 
     integers = {"step_a": "Int64", "step_b": "Int64", "layer": "Int64"}
@@ -202,7 +205,7 @@ def _load_spectra(directory: Path) -> Spectra:
             pd.read_csv(directory / SIMILARITY_CSV, dtype=integers, keep_default_na=False, na_values=[""]),
         )
     except (OSError, ValueError) as error:
-        raise OutputError(f"the spectra in {directory} cannot be read ({_first_line(error)}).") from error
+        raise OutputError(f"the spectra in {directory} cannot be read ({first_line(error)}).") from error
 
 
 def check_free(directory: Path, *, force: bool) -> None:
@@ -213,7 +216,7 @@ def check_free(directory: Path, *, force: bool) -> None:
     OutputError
         There are results and `force` is False; `directory` is a file, or may not be written.
     """
-    with _plain_errors(directory):
+    with plain_errors(directory):
         if directory.exists() and not directory.is_dir():
             raise OutputError(f"{directory} is a file; give a folder for the results with --out.")
         present = [name for name in (RUN_JSON, METRICS_CSV, METRICS_PARQUET) if (directory / name).exists()]
@@ -228,48 +231,3 @@ def check_free(directory: Path, *, force: bool) -> None:
         finally:
             for path in missing:
                 path.rmdir()
-
-
-def _write(path: Path, fill: Callable[[BufferedWriter], Any]) -> Path:
-    """Write beside, then rename: a file is whole or not there."""
-    with _plain_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(beside, 0o666 & ~_umask())
-            return Path(beside).replace(path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _plain_errors(directory: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(_existing(directory)).free
-            reason = f"the disk is full ({free / 1e6:.1f} MB free)"
-        else:
-            reason = error.strerror or _first_line(error)
-        raise OutputError(f"results cannot be written to {directory}: {reason}.") from error
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

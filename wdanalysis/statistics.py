@@ -12,7 +12,7 @@ a second to import. It is what the tests compare with.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -227,6 +227,56 @@ def bootstrap(x: ArrayLike, y: ArrayLike, layers: ArrayLike) -> Bootstrap:
     return Bootstrap(float(r_low), float(r_high), float(slope_low), float(slope_high))
 
 
+NO_LABEL = -1
+"""Stands for the layer or the step of a row that has none."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Some rows of the metrics table as arrays, which are cut into parts far sooner than a table is.
+
+    Attributes
+    ----------
+    delta_d, delta_m, delta_m_unshrunk
+        (n,) numbers, NaN where a cell is empty or the table lacks the column.
+    step, layer
+        (n,) labels, `NO_LABEL` where a cell is empty.
+    """
+
+    delta_d: NDArray[np.float64]
+    delta_m: NDArray[np.float64]
+    delta_m_unshrunk: NDArray[np.float64]
+    step: NDArray[np.int64]
+    layer: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame) -> Points:
+        """Take them from rows of the metrics table."""
+        numbers = ("delta_d", "delta_m", "delta_m_unshrunk")
+        nothing = np.full(len(rows), np.nan)
+        return cls(
+            *(
+                rows[name].to_numpy(np.float64, na_value=np.nan) if name in rows else nothing
+                for name in numbers
+            ),
+            *(rows[name].to_numpy(np.int64, na_value=NO_LABEL) for name in ("step", "layer")),
+        )
+
+    def where(self, kept: NDArray[np.bool_]) -> Points:
+        """Return those points alone."""
+        return Points(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+    def by_step(self) -> Iterator[tuple[object, Points]]:
+        """Yield every step and its points in order; those without a step last, as a step of their own (NA)."""
+        for step in sorted(set(self.step.tolist()), key=lambda step: (step == NO_LABEL, step)):
+            yield pd.NA if step == NO_LABEL else step, self.where(self.step == step)
+
+    def by_layer(self) -> Iterator[tuple[int, Points]]:
+        """Yield every layer and its points in order; those without a layer are left out."""
+        for layer in sorted(set(self.layer.tolist()) - {NO_LABEL}):
+            yield layer, self.where(self.layer == layer)
+
+
 def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
     """Correlate ΔM (y) with ΔD (x) for each method, module and axis, in every scope of `SCOPES`.
 
@@ -254,7 +304,7 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
             *(resampled.r_low, resampled.r_high, resampled.slope_low, resampled.slope_high),
         ]
         for key, matrices in metrics.groupby(["method", "module", "axis"], sort=False)
-        for scope, group, line, unshrunk, resampled in _scoped_fits(matrices)
+        for scope, group, line, unshrunk, resampled in _scoped_fits(Points.of(matrices))
     ]
     table = pd.DataFrame(rows, columns=list(CORRELATION_COLUMNS))
     floats = dict.fromkeys(CORRELATION_COLUMNS[6:], "float64")
@@ -284,7 +334,7 @@ def summary(metrics: pd.DataFrame) -> pd.DataFrame:
         delta_d=("delta_d", "mean"),
     )
     numbers = ["n", "pearson_r", "r_low", "r_high", "slope"]
-    fits = {key: _fit_rows(rows) for key, rows in metrics.groupby(keys, sort=False)}
+    fits = {key: fit(rows["delta_d"], rows["delta_m"]) for key, rows in metrics.groupby(keys, sort=False)}
     pooled = pd.DataFrame(
         [[*key, *(getattr(line, number) for number in numbers)] for key, line in fits.items()],
         columns=keys + numbers,
@@ -298,28 +348,24 @@ def at_last_step(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[order == order.groupby([metrics["method"], metrics["module"]]).transform("max")]
 
 
-def _scoped_fits(matrices: pd.DataFrame) -> Iterator[tuple[str, object, Fit, Fit, Bootstrap]]:
+def _scoped_fits(points: Points) -> Iterator[tuple[str, object, Fit, Fit, Bootstrap]]:
     """Yield scope, group, both fits and the bootstrap for the rows of one method, module and axis."""
-    in_a_layer = matrices[matrices["layer"].notna()]
-    resampled = bootstrap(matrices["delta_d"], matrices["delta_m"], matrices["layer"])
-    yield "pooled", pd.NA, *_both_fits(matrices), resampled
-    for step, rows in matrices.groupby("step", dropna=False):
-        yield "step", step, *_both_fits(rows), Bootstrap()
-    for layer, rows in in_a_layer.groupby("layer"):
-        yield "layer", layer, *_both_fits(rows), Bootstrap()
-    yield "within_step", pd.NA, *_both_fits(matrices, within="step"), Bootstrap()
-    yield "within_layer", pd.NA, *_both_fits(in_a_layer, within="layer"), Bootstrap()
+    in_a_layer = points.where(points.layer != NO_LABEL)
+    resampled = bootstrap(in_a_layer.delta_d, in_a_layer.delta_m, in_a_layer.layer)
+    yield "pooled", pd.NA, *_both_fits(points), resampled
+    for step, of_step in points.by_step():
+        yield "step", step, *_both_fits(of_step), Bootstrap()
+    for layer, of_layer in points.by_layer():
+        yield "layer", layer, *_both_fits(of_layer), Bootstrap()
+    yield "within_step", pd.NA, *_both_fits(points, points.step), Bootstrap()
+    yield "within_layer", pd.NA, *_both_fits(in_a_layer, in_a_layer.layer), Bootstrap()
 
 
-def _both_fits(rows: pd.DataFrame, within: str | None = None) -> tuple[Fit, Fit]:
+def _both_fits(points: Points, groups: NDArray[np.int64] | None = None) -> tuple[Fit, Fit]:
     """The fit of ΔM, and of ΔM without its uniform shrink."""
-    has_unshrunk = "delta_m_unshrunk" in rows and bool(rows["delta_m_unshrunk"].notna().any())
-    return _fit_rows(rows, within), _fit_rows(rows, within, "delta_m_unshrunk") if has_unshrunk else Fit(0)
-
-
-def _fit_rows(rows: pd.DataFrame, within: str | None = None, y: str = "delta_m") -> Fit:
-    groups = None if within is None else rows[within].to_numpy()
-    return fit(rows["delta_d"], rows[y], groups=groups)
+    x, y, unshrunk = points.delta_d, points.delta_m, points.delta_m_unshrunk
+    has_unshrunk = bool(np.isfinite(unshrunk).any())
+    return fit(x, y, groups=groups), fit(x, unshrunk, groups=groups) if has_unshrunk else Fit(0)
 
 
 def _less_group_means(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -330,8 +376,10 @@ def _less_group_means(values: NDArray[np.float64], group: NDArray[np.intp]) -> N
 
 
 def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    ranks: NDArray[np.float64] = np.asarray(pd.Series(values).rank(), dtype=np.float64)
-    centred: NDArray[np.float64] = ranks - ranks.mean()
+    """Return the ranks less their mean; equal values share the mean of their ranks."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(count) - (count - 1) / 2
+    centred: NDArray[np.float64] = mean_rank[place] - (len(values) + 1) / 2
     return centred
 
 

@@ -84,3 +84,5 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         sys.stderr.write(f"wd-analyze: standard output cannot be written: {error.strerror}.\n")
         sys.exit(1)
+    finally:
+        gc.freeze()  # what is left goes with the process: taking pandas and numba apart first would be a wait

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from wdanalysis.errors import TrainingError
-from wdanalysis.results import _write
+from wdanalysis.writing import write_whole
 
 LOSSES_CSV = "losses.csv"
 LOSSES_PNG = "losses.png"
@@ -59,7 +59,7 @@ def write_losses(table: pd.DataFrame, folder: Path) -> Path:
     OutputError
         The folder cannot be written.
     """
-    return _write(folder / LOSSES_CSV, lambda file: table.to_csv(file, index=False))
+    return write_whole(folder / LOSSES_CSV, lambda file: table.to_csv(file, index=False))
 
 
 def read_losses(folder: Path) -> pd.DataFrame:
@@ -92,4 +92,4 @@ def draw_losses(directory: Path, methods: Sequence[str]) -> Path | None:
     from wdanalysis.figures.losses import losses_png
 
     table = pd.concat([read_losses(directory / method).assign(method=method) for method in there])
-    return _write(directory / LOSSES_PNG, lambda file: file.write(losses_png(table)))
+    return write_whole(directory / LOSSES_PNG, lambda file: file.write(losses_png(table)))

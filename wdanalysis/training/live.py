@@ -26,12 +26,14 @@ from transformers import TrainerCallback
 from wdanalysis.checkpoints.adapters import read_adapter
 from wdanalysis.checkpoints.architectures import WRAPPERS
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
-from wdanalysis.comparison import COLUMNS, Comparison, _table, _versions
+from wdanalysis.comparison import Comparison
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import ComparisonError, TrainingError
 from wdanalysis.plan import plan
+from wdanalysis.provenance import versions
 from wdanalysis.results import check_free
 from wdanalysis.stream import stream
+from wdanalysis.table import COLUMNS, metrics_table
 from wdanalysis.training.adapters import Adapted, VeRAUpdate
 from wdanalysis.training.injection import adapted_modules
 
@@ -106,7 +108,7 @@ class WeightDecompositionCallback(TrainerCallback):
         """What was measured so far."""
         options = {"axis": self._axis, "modules": self._modules, "layers": None, "steps": None, "alpha": None}
         run: dict[str, Any] = {
-            "versions": _versions(),
+            "versions": versions(),
             "command": None,
             "options": options,
             "complete": True,
@@ -196,7 +198,7 @@ class WeightDecompositionCallback(TrainerCallback):
         tuned = _in_memory(model, tensors, updates, step)
         base = _in_memory(model, self._watched.base(model))
         planned = plan(base, {method: Series(IN_MEMORY, method, (tuned,), ())}, modules=self._modules)
-        rows = _table([row for rows in stream(planned, self._axis) for row in rows], [method])
+        rows = metrics_table([row for rows in stream(planned, self._axis) for row in rows], [method])
         self._metrics = pd.concat([self._metrics, rows], ignore_index=True) if len(self._metrics) else rows
         if self._directory is not None:
             self.comparison.save(self._directory, figures=[], force=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wdanalysis.errors import OutputError, TrainingError
-from wdanalysis.results import _write
+from wdanalysis.writing import write_whole
 
 TRAINING_JSON = "training.json"
 TRAINER_STATE = "trainer_state.json"
@@ -109,7 +109,7 @@ class RunFolder:
             The folder cannot be written.
         """
         text = json.dumps({"settings": settings, **more}, indent=2, ensure_ascii=False) + "\n"
-        _write(self.path / TRAINING_JSON, lambda file: file.write(text.encode()))
+        write_whole(self.path / TRAINING_JSON, lambda file: file.write(text.encode()))
 
 
 def _step(checkpoint: Path) -> int:
