@@ -467,13 +467,13 @@ def test_a_checkpoint_that_vanishes_in_mid_run_loses_nothing(base: Path, tmp_pat
 def test_results_survive_a_replacement_that_fails(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wdanalysis import results
+    from wdanalysis import writing
 
     compared = wd.compare(base, write_steps(tmp_path / "ft", llama()))
     compared.save(tmp_path / "out", figures=["layers"])
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     monkeypatch.setattr(
-        results.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        writing.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(WdAnalysisError, match="disk is full"):
         compared.save(tmp_path / "out", force=True)
@@ -490,7 +490,7 @@ def test_tables_are_whole_where_drawing_fails(
     def full(*_: object, **__: object) -> list[Path]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wdanalysis.figures.save_figures", full)
+    monkeypatch.setattr("wdanalysis.drawing.draw", full)
     compared = wd.compare(base, write_steps(tmp_path / "ft", llama()))
     with pytest.raises(WdAnalysisError, match="disk is full"):
         compared.save(tmp_path / "out")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wdanalysis.comparison import Comparison
+from wdanalysis.drawing import KINDS, Helpers, PlannedFigure, drawing, planned_figures
 from wdanalysis.errors import OutputError
 from wdanalysis.report import is_available as report_is_available
 from wdanalysis.writing import first_line, plain_errors, write_whole
@@ -29,8 +31,6 @@ SIMILARITY_CSV = "similarity.csv"
 RUN_JSON = "run.json"
 REPORT_HTML = "report.html"
 FIGURES = "figures"
-FIGURE_KINDS = ("scatter", "layers", "trajectory", "heatmap")
-FORMATS = ("png", "pdf", "svg")
 
 
 def save(
@@ -47,14 +47,17 @@ def save(
     Tables and provenance come first, so that figures which a full disk or Ctrl-C cut short can be drawn again from
     them; what an earlier run wrote and this one does not is removed last.
     """
-    kinds = check_kinds(FIGURE_KINDS if figures is None else figures, format)
+    planned = _planned_figures(comparison, KINDS if figures is None else figures, format)
     check_free(directory, force=force)
     old = _outputs(directory)
-    tables = [_write_table(directory / name, table) for name, table in _tables(comparison)]
-    run_json = _write_run(comparison, directory, tables)
-    drawn = _draw(comparison, directory, kinds, format)
-    if report and report_is_available():
-        drawn.append(write_report(comparison, directory / REPORT_HTML))
+    with Helpers(len(planned)) as helpers:
+        tables = [_write_table(directory / name, table) for name, table in _tables(comparison)]
+        run_json = _write_run(comparison, directory, tables)
+        with _drawing(comparison, planned, directory, helpers, format) as finish:
+            pages = []
+            if report and report_is_available():
+                pages.append(write_report(comparison, directory / REPORT_HTML))
+            drawn = [*finish(), *pages]
     _write_run(comparison, directory, [*tables, *drawn])
     for stale in old - {*tables, *drawn, run_json}:
         stale.unlink(missing_ok=True)
@@ -88,9 +91,13 @@ def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> l
     OutputError
         There are no results, or the folder cannot be written.
     """
-    kinds = check_kinds(figures, format)
     comparison = load(directory)
-    drawn = _draw(comparison, directory, kinds, format)
+    planned = _planned_figures(comparison, figures, format)
+    with (
+        Helpers(len(planned)) as helpers,
+        _drawing(comparison, planned, directory, helpers, format) as finish,
+    ):
+        drawn = finish()
     _write_run(comparison, directory, sorted(_outputs(directory) | set(drawn)))
     return drawn
 
@@ -117,33 +124,27 @@ def rewrite_report(directory: Path) -> Path:
     return written
 
 
-def check_kinds(kinds: Iterable[str], format: str) -> list[str]:
-    """The kinds of figures as a list.
-
-    Raises
-    ------
-    OutputError
-        There is no such kind or format.
-    """
-    kinds = list(kinds)
-    for choice, choices in [(format, FORMATS), *((kind, FIGURE_KINDS) for kind in kinds)]:
-        if choice not in choices:
-            raise OutputError(f"there is no figure {choice!r}; choose of {', '.join(choices)}")
-    return kinds
+def _planned_figures(comparison: Comparison, kinds: Iterable[str], format: str) -> list[PlannedFigure]:
+    """The figures to draw; none where nothing has a value."""
+    planned = planned_figures(comparison.metrics, kinds, format)
+    return planned if comparison.metrics["delta_m"].notna().any() else []
 
 
-def _draw(comparison: Comparison, directory: Path, kinds: Iterable[str], format: str) -> list[Path]:
-    kinds = list(kinds)
-    if not kinds or not comparison.metrics["delta_m"].notna().any():
-        return []
-    from wdanalysis.figures import save_figures
-
-    with plain_errors(directory):
-        target = directory / FIGURES
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".drawing-") as beside:
-            drawn = save_figures(comparison.metrics, beside, kinds=kinds, format=format)
-            return [path.replace(target / path.name) for path in drawn]
+@contextmanager
+def _drawing(
+    comparison: Comparison,
+    planned: Sequence[PlannedFigure],
+    directory: Path,
+    helpers: Helpers,
+    format: str,
+) -> Iterator[Callable[[], list[Path]]]:
+    """Draw into a folder of results."""
+    target = directory / FIGURES
+    with (
+        plain_errors(directory),
+        drawing(comparison.metrics, planned, target, helpers, format=format) as finish,
+    ):
+        yield finish
 
 
 def _write_run(comparison: Comparison, directory: Path, outputs: Iterable[Path]) -> Path:

@@ -6,7 +6,6 @@ A job's memory is a block of rows of the base and one of a tuned matrix for each
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from wdanalysis.diagnostics import MatrixDiagnostics, delta_d_floor, delta_m_flo
 from wdanalysis.kernels import cpu
 from wdanalysis.kernels.lowrank import Factors, LowRankSums, dora_update
 from wdanalysis.kernels.sums import Vector, VectorChanges, vector_changes, vector_changes_of_dora
+from wdanalysis.machine import available_cores
 from wdanalysis.plan import Job, Plan, State
 
 DENSE_BLOCK_BYTES = 1 << 20
@@ -97,7 +97,7 @@ def stream(
     CheckpointError
         A file ended early or could not be read.
     """
-    threads = threads or _available_cores()
+    threads = threads or available_cores()
     done, total = 0, plan.nbytes
     if progress:
         progress(0, total)
@@ -373,7 +373,3 @@ def _row(
 
 def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,7 +15,7 @@ from checkpoint_files import llama, moved, write, write_lora, write_steps
 from typer.testing import CliRunner
 
 import wdanalysis
-from wdanalysis import results
+from wdanalysis import writing
 from wdanalysis.cli import app, main
 
 TABLES = {"metrics.csv", "metrics.parquet", "correlations.csv", "diagnostics.csv", "readings.csv", "run.json"}
@@ -221,7 +221,7 @@ def test_a_disk_that_is_full_in_mid_run(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr(writing.os, "fsync", full)
     message = fails(
         "compare", "base.safetensors", "ft", "--figures", "none", capsys=capsys, monkeypatch=monkeypatch
     )

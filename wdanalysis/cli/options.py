@@ -73,14 +73,14 @@ def positive(value: float | None) -> float | None:
 
 def figure_kinds(text: str) -> list[str]:
     """Read ``scatter,layers``, ``all`` or ``none``."""
-    from wdanalysis.results import FIGURE_KINDS
+    from wdanalysis.drawing import KINDS
 
     if text in ("all", "none"):
-        return list(FIGURE_KINDS) if text == "all" else []
+        return list(KINDS) if text == "all" else []
     kinds = [kind.strip() for kind in text.split(",")]
     for kind in kinds:
-        if kind not in FIGURE_KINDS:
-            choices = ", ".join(FIGURE_KINDS)
+        if kind not in KINDS:
+            choices = ", ".join(KINDS)
             raise typer.BadParameter(f"{kind!r} is not one of {choices}, all, none", param_hint="--figures")
     return kinds
 

@@ -4,10 +4,11 @@ Every function takes the table and returns a `matplotlib.figure.Figure` that is 
 without a display, so that a user can go on drawing on it.
 """
 
+from wdanalysis.drawing import save_figures
+from wdanalysis.figures import style
 from wdanalysis.figures.heatmap import heatmap
 from wdanalysis.figures.layers import layers
-from wdanalysis.figures.saving import KINDS, save_figures
 from wdanalysis.figures.scatter import scatter
 from wdanalysis.figures.trajectory import trajectory
 
-__all__ = ["KINDS", "heatmap", "layers", "save_figures", "scatter", "trajectory"]
+__all__ = ["heatmap", "layers", "save_figures", "scatter", "style", "trajectory"]

@@ -100,12 +100,14 @@ def new_figure(height: float, width: float = WIDTH) -> Drawing:
     return Drawing(figsize=(width, height), layout="constrained")
 
 
-def write(figure: Figure, target: Path | io.BytesIO, format: str, dpi: float = DPI) -> None:
-    """Write a figure; the same figure always gives the same bytes."""
+def write(figure: Figure, target: Path | io.BytesIO, format: str, dpi: float | None = None) -> None:
+    """Write a figure, a PNG with `DPI` by default; the same figure always gives the same bytes."""
     # A little larger, and written much sooner.
     quick: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if format == "png" else {}
     with context():
-        figure.savefig(target, format=format, dpi=dpi, metadata=dict(METADATA.get(format, {})), **quick)
+        figure.savefig(
+            target, format=format, dpi=dpi or DPI, metadata=dict(METADATA.get(format, {})), **quick
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files of figures: their names, their bytes, their text; and that matplotlib's state is left alone."""
+"""Files of figures: their names, bytes and text, whoever draws them; and that matplotlib's state is left alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import sys
 import warnings
 
 import matplotlib
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from wdanalysis.errors import ComparisonError
+from wdanalysis import drawing
+from wdanalysis.drawing import KINDS, Helpers, planned_figures
+from wdanalysis.errors import OutputError
 from wdanalysis.figures import layers, save_figures, scatter
 from wdanalysis.figures.style import number
 
@@ -65,7 +68,7 @@ def test_a_legend_keeps_a_label_that_begins_with_an_underscore(table) -> None:
 
 def test_an_unknown_kind_or_format_is_refused_before_anything_is_written(table, tmp_path) -> None:
     for options in ({"kinds": ["scatter", "pie"]}, {"format": "gif"}):
-        with pytest.raises(ComparisonError, match="choose of"):
+        with pytest.raises(OutputError, match="choose of"):
             save_figures(table(), tmp_path / "figures", **options)
     assert not (tmp_path / "figures").exists()
 
@@ -104,3 +107,60 @@ def test_a_figure_shows_itself_in_jupyter_and_can_be_drawn_on(table) -> None:
 )
 def test_numbers_are_set_as_in_print(value, shown) -> None:
     assert number(value) == shown
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "available_cores", lambda: 2)
+
+
+@pytest.fixture
+def metrics(table) -> pd.DataFrame:
+    """A table whose figures are worth a helper."""
+    return table(methods=["FT", "LoRA"], modules=["q", "k", "v"])
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_helper_draws_the_same_bytes_as_its_caller(metrics, tmp_path, monkeypatch) -> None:
+    planned = planned_figures(metrics, KINDS, "png")
+    with Helpers(len(planned)) as helpers:
+        (helper,) = helpers._processes
+        with drawing.drawing(metrics, planned, tmp_path / "both", helpers, dpi=40) as finish:
+            assert helper.wait(60) == 0
+            by_helper = {path.name: path.read_bytes() for path in (tmp_path / "both").glob(".*/*.png")}
+            assert sorted(by_helper) == sorted(figure.file for figure in planned)
+            assert len(finish()) == len(planned)
+    monkeypatch.setattr(drawing, "available_cores", lambda: 1)
+    alone = save_figures(metrics, tmp_path / "alone", dpi=40)
+    assert {path.name: path.read_bytes() for path in alone} == by_helper
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize("how", ["raise SystemExit(1)", "import time; time.sleep(600)"])
+def test_what_a_helper_leaves_is_drawn_by_its_caller(metrics, tmp_path, monkeypatch, how) -> None:
+    def useless() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", how], stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(drawing, "_started", useless)
+    monkeypatch.setattr(drawing, "PATIENCE", 0.1)
+    planned = planned_figures(metrics, KINDS, "png")
+    with (
+        Helpers(len(planned)) as helpers,
+        drawing.drawing(metrics, planned, tmp_path, helpers, dpi=20) as finish,
+    ):
+        (claimed,) = tmp_path.glob(".drawing-*")
+        (claimed / planned[0].file).touch()  # by the helper, before it died
+        paths = finish()
+    assert all(path.stat().st_size for path in paths)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_ctrl_c_stops_helpers_and_leaves_nothing(metrics, tmp_path) -> None:
+    planned = planned_figures(metrics, KINDS, "png")
+    with Helpers(len(planned)) as helpers:
+        (helper,) = helpers._processes
+        with pytest.raises(KeyboardInterrupt), drawing.drawing(metrics, planned, tmp_path, helpers):
+            raise KeyboardInterrupt
+    assert helper.poll() is not None
+    assert list(tmp_path.iterdir()) == []
