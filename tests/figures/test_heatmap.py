@@ -52,3 +52,12 @@ def test_an_unknown_method_is_answered_with_the_known_ones(table) -> None:
         ComparisonError, match="no method 'VeRA' in the metrics table, which has FT, LoRA, DoRA"
     ):
         heatmap(table(), "VeRA")
+
+
+def test_a_cell_near_the_rounding_floor_has_a_dot(table) -> None:
+    metrics = table(methods=["FT"], steps=[1], modules=["q", "v"], layers=(0, 1)).assign(floor_ratio=50.0)
+    metrics.loc[metrics.eval("module == 'v' and layer == 1"), "floor_ratio"] = 2.0
+    figure = heatmap(metrics, "FT")
+    for panel in figure.axes[:2]:
+        np.testing.assert_array_equal(panel.collections[1].get_offsets(), [[1, 1]])
+    assert "dot: ΔD under 3 × what rounding makes by itself (1 of 4)" in figure.get_suptitle()

@@ -106,3 +106,18 @@ def test_a_method_keeps_its_colour_where_another_is_missing(table) -> None:
     assert (
         layers(without, "q").axes[0].lines[0].get_color() == layers(metrics, "q").axes[0].lines[1].get_color()
     )
+
+
+def test_points_near_the_rounding_floor_are_hollow(table) -> None:
+    metrics = table(methods=["FT"], steps=[1, 2], modules=["q"], layers=(0, 1, 2)).assign(floor_ratio=50.0)
+    metrics.loc[metrics.eval("step == 2 and layer == 0 or step == 1 and layer > 0"), "floor_ratio"] = 2.0
+    for figure, at, count in (
+        (layers(metrics, "q"), [0], "1 of 3"),
+        (trajectory(metrics, "q"), [1], "3 of 6"),
+    ):
+        for panel in figure.axes:
+            line, hollow = panel.lines
+            assert hollow.get_markerfacecolor() == "white"
+            assert list(hollow.get_xdata()) == at
+            assert set(hollow.get_ydata()) <= set(line.get_ydata())
+        assert f"ΔD under 3 × what rounding makes by itself ({count})" in figure.get_suptitle()

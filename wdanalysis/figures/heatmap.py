@@ -23,7 +23,7 @@ def heatmap(
     """Draw ΔM (above) and ΔD (below) of a method, a column a layer and a row a module.
 
     Several matrices of one layer and module (experts) are shown by their median. A cell without a value is
-    grey.
+    grey; one whose ΔD may be rounding has a dot.
 
     Parameters
     ----------
@@ -57,6 +57,7 @@ def heatmap(
         style.title(
             figure,
             style.listed(f"{method}: {vectors}", when),
+            selection.near_floor_note(rows[selection.has_values(rows) & rows["layer"].notna()], "dot"),
             "grey: no value" if len(table) < len(modules) * len(_all_layers(table)) else "",
             selection.left_out(rows, without_layer=True),
         )
@@ -81,6 +82,12 @@ def _draw_cells(panel: Axes, table: pd.DataFrame, column: str, modules: list[str
     edges = (np.arange(layers[0], layers[-1] + 2) - 0.5, np.arange(len(modules) + 1) - 0.5)
     mesh = panel.pcolormesh(*edges, values, norm=_norm(values, log), cmap="viridis")
     panel.set_ylim(edges[1][-1], edges[1][0])
+    dotted = table[table["near_floor"]]
+    rows = dotted["module"].map({name: place for place, name in enumerate(modules)})
+    size = float(np.clip(1200 / len(layers) ** 1.5, 1.5, 12))
+    panel.scatter(
+        dotted["layer"].astype(int), rows, s=size, color="white", edgecolors="black", linewidths=0.3
+    )
     bar = panel.figure.colorbar(mesh, ax=panel, pad=0.015, aspect=12)
     bar.outline.set_visible(False)
     style.number_axis(bar.ax.yaxis, selection.VALUES[column], ticks=4)

@@ -86,7 +86,7 @@ def _draw_module(
             line = table[table["method"] == method].sort_values("layer")
             x = [position] * len(line) if single else line["layer"].astype(int)
             panel.plot(x, line[column], **profiles.line_style(styles[method], len(line)))
-            profiles.hollow_points(panel, x, line, column, styles[method])
+            profiles.hollow_points(panel, x, line[column], line["near_floor"], styles[method])
         profiles.value_axis(panel, table, column, log)
         if table.empty:
             panel.set_axis_off()

@@ -47,15 +47,15 @@ def line_style(method: style.MethodStyle, points: int) -> dict[str, Any]:
 
 
 def hollow_points(
-    panel: Axes, x: ArrayLike, line: pd.DataFrame, column: str, method: style.MethodStyle
+    panel: Axes, x: ArrayLike, y: ArrayLike, near_floor: ArrayLike, method: style.MethodStyle
 ) -> None:
     """Draw the points of a method's line that may be rounding as hollow markers over it."""
-    hollow = line["near_floor"].to_numpy(bool)
+    hollow = np.asarray(near_floor, dtype=bool)
     if not hollow.any():
         return
     panel.plot(
         np.asarray(x)[hollow],
-        line[column][hollow],
+        np.asarray(y)[hollow],
         color=method.color,
         marker=method.marker,
         markerfacecolor="white",

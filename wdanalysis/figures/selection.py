@@ -94,11 +94,11 @@ def per_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return marked.groupby(by, sort=False).agg(how).reset_index()
 
 
-def near_floor_note(rows: pd.DataFrame) -> str:
-    """Say how many matrices are hollow on the figure, because their ΔD may be rounding."""
+def near_floor_note(rows: pd.DataFrame, mark: str = "hollow") -> str:
+    """Say how many matrices are marked on the figure, because their ΔD may be rounding."""
     count = int(near_floor(rows).sum())
     return (
-        f"hollow: ΔD under {NEAR_FLOOR:g} × what rounding makes by itself ({count} of {len(rows)})"
+        f"{mark}: ΔD under {NEAR_FLOOR:g} × what rounding makes by itself ({count} of {len(rows)})"
         if count
         else ""
     )

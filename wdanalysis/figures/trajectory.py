@@ -5,13 +5,15 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from wdanalysis.diagnostics import near_floor
 from wdanalysis.figures import profiles, selection, style
 
 
 def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -> Figure:
     """Draw the median of ΔM (left) and of ΔD (right) over a module's layers by step, a line a method.
 
-    The band, or for a method of one step the bar, holds the middle half of the layers.
+    The band, or for a method of one step the bar, holds the middle half of the layers. A point is hollow where the ΔD
+    of most layers may be rounding.
 
     Parameters
     ----------
@@ -31,6 +33,7 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
     rows = selection.rows_where(metrics, "module", module)
     vectors = selection.vectors(rows)
     stepped = rows[rows["step"].notna() & selection.has_values(rows)]
+    stepped = stepped.assign(near_floor=near_floor(stepped))
     without_step = selection.unique(rows[rows["step"].isna()], "method")
     steps = sorted(stepped["step"].unique())
 
@@ -39,10 +42,12 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
         figure = style.new_figure(height=2.9)
         for panel, column in zip(figure.subplots(1, 2), selection.VALUES, strict=True):
             for method in selection.unique(stepped, "method"):
-                by_step = stepped[stepped["method"] == method].groupby("step")[column]
-                low, median, high = (by_step.quantile(part) for part in (0.25, 0.5, 0.75))
+                by_step = stepped[stepped["method"] == method].groupby("step")
+                low, median, high = (by_step[column].quantile(part) for part in (0.25, 0.5, 0.75))
                 x = median.index.astype(int)
                 panel.plot(x, median, **profiles.line_style(styles[method], len(x)))
+                mostly = by_step["near_floor"].mean() > 0.5
+                profiles.hollow_points(panel, x, median, mostly, styles[method])
                 if len(x) > 1:
                     panel.fill_between(x, low, high, color=styles[method].color, alpha=0.13, linewidth=0)
                 else:
@@ -62,6 +67,7 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
             f"{module}: {vectors}",
             "line: median of the layers, band: their middle half" if stepped["layer"].nunique() > 1 else "",
             f"not shown: {', '.join(without_step)}, without a step" if without_step else "",
+            selection.near_floor_note(stepped, "hollow (most layers)"),
             selection.left_out(rows[rows["step"].notna()]),
         )
     return figure
