@@ -13,6 +13,7 @@ from scipy.linalg import subspace_angles
 from scipy.stats import entropy
 
 import wdanalysis as wd
+from wdanalysis.comparison import Interrupted
 from wdanalysis.kernels.lowrank import Factors
 from wdanalysis.spectra import (
     SIMILARITY_COLUMNS,
@@ -21,6 +22,7 @@ from wdanalysis.spectra import (
     effective_rank,
     intruder_dimensions,
     low_rank_svd,
+    singular_values,
     stable_rank,
     subspace_similarity,
     top_singular,
@@ -61,6 +63,23 @@ def test_the_top_singular_triplets_are_those_of_the_full_decomposition(shape: tu
     np.testing.assert_allclose(ours[1], values[:k], rtol=1e-9)
     assert np.abs(np.sum(ours[0] * U[:, :k], axis=0)) == pytest.approx(np.ones(k), abs=1e-6)
     assert np.abs(np.sum(ours[2] * Vh[:k].T, axis=0)) == pytest.approx(np.ones(k), abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (400, 300), (12, 40)])
+def test_all_singular_values_are_those_of_the_full_decomposition(shape: tuple[int, int]) -> None:
+    W = matrix(*shape)
+    np.testing.assert_allclose(
+        singular_values(W), np.linalg.svd(W, compute_uv=False), rtol=1e-7, atol=1e-8 * np.linalg.norm(W, 2)
+    )
+
+
+def test_a_large_matrix_of_low_rank_has_no_more_singular_values_than_its_rank() -> None:
+    W = matrix(400, 3) @ matrix(3, 300)
+    values = singular_values(W)
+    assert np.count_nonzero(values) == 3
+    assert effective_rank(values) == pytest.approx(
+        effective_rank(np.linalg.svd(W, compute_uv=False)), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("r", [1, 4, 40])
@@ -185,3 +204,23 @@ def test_spectra_are_saved_and_loaded(tmp_path: Path) -> None:
 def test_without_being_asked_no_spectra_are_taken(tmp_path: Path) -> None:
     base = write(tmp_path / "base.safetensors", llama())
     assert wd.compare(base, write_lora(tmp_path / "lora", llama())).spectra is None
+
+
+def test_ctrl_c_keeps_the_spectra_that_were_taken(tmp_path: Path) -> None:
+    def stop(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    weights = llama(size=16)
+    base, ft = (
+        write(tmp_path / "base.safetensors", weights),
+        write(tmp_path / "ft.safetensors", moved(weights)),
+    )
+    with pytest.raises(Interrupted) as interrupted:
+        wd.compare(base, ft, spectra=True, spectra_progress=stop)
+    partial = interrupted.value.comparison
+    partial.save(tmp_path / "out", figures=[], report=False)
+    loaded = wd.Comparison.load(tmp_path / "out")
+    assert len(loaded.spectra.matrices) == 2
+    assert len(loaded.metrics) > 2
+    assert loaded.run["complete"] is False

@@ -345,9 +345,12 @@ def compare_paths(
             rows.extend(measured)
         seconds["measure"] = round(time.time() - opened, 3)
         if spectra:
-            from wdanalysis.spectra import measure_spectra
+            from wdanalysis.spectra import SpectraInterrupted, measure_spectra
 
-            singular = measure_spectra(planned, progress=spectra_progress)
+            try:
+                singular = measure_spectra(planned, progress=spectra_progress)
+            except SpectraInterrupted as partial:
+                singular, interrupted = partial.spectra, True
             seconds["spectra"] = round(time.time() - opened - seconds["measure"], 3)
     except KeyboardInterrupt:
         interrupted = True

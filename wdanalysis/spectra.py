@@ -174,6 +174,19 @@ def intruder_dimensions(tuned_vectors: Array, base: BaseVectors, cosine: float =
     return int(np.sum(nearest < cosine))
 
 
+def singular_values(matrix: Array) -> Array:
+    """All singular values, falling, min(m, n) of them.
+
+    A large matrix gives the roots of the eigenvalues of its Gram matrix, several times sooner; they are right to about
+    1e-8 of the largest, and 0 where they are lost in its rounding.
+    """
+    shorter = min(matrix.shape)
+    if shorter <= SMALL:
+        return np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
+    squares = np.linalg.eigvalsh(matrix @ matrix.T if shorter == matrix.shape[0] else matrix.T @ matrix)[::-1]
+    return np.sqrt(np.where(squares > shorter * np.finfo(np.float64).eps * squares[0], squares, 0.0))
+
+
 class BaseVectors:
     """The left singular vectors of W₀: the top ones, and all of them once they are asked for."""
 
@@ -190,6 +203,14 @@ class BaseVectors:
         return self._all
 
 
+class SpectraInterrupted(KeyboardInterrupt):
+    """Ctrl-C while singular values are taken; `spectra` holds those of the matrices that were done."""
+
+    def __init__(self, spectra: Spectra) -> None:
+        super().__init__()
+        self.spectra = spectra
+
+
 def measure_spectra(plan: Plan, *, progress: Progress | None = None) -> Spectra:
     """Take the singular values of every matrix of a plan.
 
@@ -199,14 +220,28 @@ def measure_spectra(plan: Plan, *, progress: Progress | None = None) -> Spectra:
         From `wdanalysis.plan.plan`.
     progress
         Called with the matrices done and the number of all.
+
+    Raises
+    ------
+    SpectraInterrupted
+        On Ctrl-C.
     """
-    last = _last_steps(plan)
-    total = sum(len(job.matrix.parts) * (len(job.dense) + len(job.updates)) for job in plan.jobs)
-    done = 0
     matrices: list[dict[str, object]] = []
     similarities: list[dict[str, object]] = []
-    if progress:
-        progress(0, total)
+    try:
+        _measure(plan, matrices, similarities, progress or (lambda done, total: None))
+    except KeyboardInterrupt:
+        raise SpectraInterrupted(_tables(matrices, similarities)) from None
+    return _tables(matrices, similarities)
+
+
+def _measure(
+    plan: Plan, matrices: list[dict[str, object]], similarities: list[dict[str, object]], progress: Progress
+) -> None:
+    """Add the rows of both tables, matrix by matrix."""
+    last = _last_steps(plan)
+    total = sum(len(job.matrix.parts) * (len(job.dense) + len(job.updates)) for job in plan.jobs)
+    progress(0, total)
     for job in plan.jobs:
         W0 = _whole(job, cpu.widen(job.base.read_rows(0, job.rows)))
         for part in job.matrix.parts:
@@ -219,10 +254,11 @@ def measure_spectra(plan: Plan, *, progress: Progress | None = None) -> Spectra:
                 matrices.append(key | (_row(update, base) if base and update else {}))
                 if update and last[state.method] == state.step:
                     at_last.append((state, update))
-                done += 1
-                if progress:
-                    progress(done, total)
+                progress(len(matrices), total)
             similarities += [place | row for row in _similarities(at_last)]
+
+
+def _tables(matrices: list[dict[str, object]], similarities: list[dict[str, object]]) -> Spectra:
     integers = dict.fromkeys(("step", "layer", "rank", "intruder_dimensions"), "Int64")
     floats = dict.fromkeys((c for c in SPECTRA_COLUMNS[6:] if c not in integers), "float64")
     table = pd.DataFrame(matrices, columns=list(SPECTRA_COLUMNS)).astype(integers | floats)
@@ -267,9 +303,8 @@ def _updates(
 
 
 def _dense_update(W: Array, d: Array) -> Update:
-    values = np.linalg.svd(d, compute_uv=False)
     _, top, right = top_singular(d, max(SUBSPACES))
-    return Update(values.astype(np.float64), right[:, top > 0], W)
+    return Update(singular_values(d), right[:, top > 0], W)
 
 
 def _low_rank_update(W0: Array, factors: Factors) -> Update:
