@@ -25,7 +25,7 @@ In float16, which has no numbers so small, an m of exactly 0 gets no gradient wh
 LONGEST_REBUILT = 4096
 """Up to this length of its rows a module that does not widen its input rebuilds its output for Eq. 7."""
 
-_HAS_FLOAT32_RESULT = hasattr(torch.ops.aten.mm, "dtype")  # torch >= 2.8
+_HAS_FLOAT32_RESULT = hasattr(torch.ops.aten.addmm, "dtype")  # torch >= 2.8
 
 
 # --- norms --------------------------------------------------------------------------------------------------
@@ -41,20 +41,32 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
-    """A product whose sums are neither kept nor returned in 16 bits.
+def matmul_float32(a: Tensor, b: Tensor, s: float = 1.0) -> Tensor:
+    """A product, times s, whose sums are neither kept nor returned in 16 bits.
 
     Parameters
     ----------
     a, b
         Two matrices, or two batches of them, of one dtype.
+    s
+        1 for batches.
     """
     if a.is_cuda and a.element_size() == 2 and _HAS_FLOAT32_RESULT:
+        if s != 1:
+            zero = _zero(a.device)
+            scaled: Tensor = torch.addmm(zero, a, b, out_dtype=torch.float32, beta=0, alpha=s)
+            return scaled
         multiply: Any = torch.mm if a.ndim == 2 else torch.bmm
-        product: Tensor = multiply(a, b, out_dtype=torch.float32)
-        return product
+        unscaled: Tensor = multiply(a, b, out_dtype=torch.float32)
+        return unscaled
     dtype = accurate_dtype(a.dtype)
-    return a.to(dtype) @ b.to(dtype)
+    product = a.to(dtype) @ b.to(dtype)
+    return product if s == 1 else product.mul_(s)
+
+
+@cache
+def _zero(device: torch.device) -> Tensor:
+    return torch.zeros((), device=device)
 
 
 def squared_norms(vectors: Tensor) -> Tensor:
@@ -212,9 +224,11 @@ class _LowRankLinear(torch.autograd.Function):
         A, B = ready.factors
         y = linear(x, weight, bias)
         h = torch.mm(x.reshape(-1, x.shape[-1]), A.t())
-        rows = y.view(-1, y.shape[-1]).addmm_(h, B.t())
-        if ready.scale is not None:
-            _scale_(rows, bias, ready.scale)
+        rows = y.view(-1, y.shape[-1])
+        if ready.scale is None:
+            rows.addmm_(h, B.t())
+        else:
+            _update_and_scale_(rows, h, B, bias, ready.scale)
         keeps_y = ready.scale is not None and not _is_rebuilt(weight)
         ctx.save_for_backward(x, h, weight, bias, y if keeps_y else None)
         ctx.ready = ready
@@ -228,19 +242,21 @@ class _LowRankLinear(torch.autograd.Function):
         ready: Prepared = ctx.ready
         needs_x, _, needs_bias, *_, needs_norm, _ = ctx.needs_input_grad
         g = grad.reshape(-1, grad.shape[-1])
+        A, B = ready.factors
         d_bias = g.sum(dim=0) if needs_bias else None
         d_magnitude = d_norm = None
-        if ready.scale is not None:
-            if y is None:  # V′x itself, for ∇m_j = Σ_t g_tj (V′x_t)_j / ‖V′_j‖
-                y = linear(x, weight).view(g.shape).addmm_(h, ready.factors[1].t())
-                g, d_magnitude = _through_magnitude(g, y, None, ready.scale, ready.norm)
+        if ready.scale is None:
+            d_B = matmul_float32(g.t(), h)
+        else:
+            if y is None:  # W0 x, for ∇m_j = Σ_t g_tj (V′x_t)_j / ‖V′_j‖
+                W0x = linear(x, weight).view(g.shape)
+                g, d_magnitude, d_B = _through_update(g, h, W0x, B, None, ready, lacks_update=True)
             else:
-                g, d_magnitude = _through_magnitude(g, y.view(g.shape), bias, ready.scale, ready.magnitude)
+                y = y.view(g.shape)
+                g, d_magnitude, d_B = _through_update(g, h, y, B, bias, ready, lacks_update=False)
             d_norm = -ready.scale * d_magnitude if needs_norm else None
-        A, B = ready.factors
         d_h = torch.mm(g, B)
-        d_A = matmul_float32(d_h.t(), x.reshape(-1, x.shape[-1])).mul_(ready.s)
-        d_B = matmul_float32(g.t(), h)
+        d_A = matmul_float32(d_h.t(), x.reshape(-1, x.shape[-1]), ready.s)
         d_x = torch.mm(g, weight).addmm_(d_h, A).view(x.shape) if needs_x else None
         return d_x, None, d_bias, d_A, d_B, d_magnitude, d_norm, None
 
@@ -289,9 +305,42 @@ class _Rescale(torch.autograd.Function):
         return d_y.view(grad.shape), d_magnitude, d_norm, None, d_bias
 
 
+def _update_and_scale_(y: Tensor, h: Tensor, B: Tensor, bias: Tensor | None, c: Tensor) -> None:
+    """In place, y ← c ⊙ (y + Bh − b) + b of rows y and h; to the last bit y where Bh = 0 and c = 1."""
+    fused = fused_kernels(y)
+    if fused is not None and y.element_size() == 2:
+        fused.scale_(y, c, bias, h, B)
+    else:
+        _scale_(y.addmm_(h, B.t()), bias, c)
+
+
+def _through_update(
+    g: Tensor, h: Tensor, y: Tensor, B: Tensor, bias: Tensor | None, ready: Prepared, *, lacks_update: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return c ⊙ g, and ∇m and ∇B of Eq. 7 and 11.
+
+    Parameters
+    ----------
+    g, h, y
+        Rows: the gradient, Ax, and the output, or W0 x, which `lacks_update`.
+    """
+    c, divisor = ready.scale, ready.norm if lacks_update else ready.magnitude
+    assert c is not None
+    fused = fused_kernels(g)
+    if fused is not None and g.element_size() == 2:
+        gradients: tuple[Tensor, Tensor, Tensor] = fused.through_magnitude(
+            g.contiguous(), y, bias, c, divisor, h, B, lacks_update=lacks_update
+        )
+        return gradients
+    if lacks_update:
+        y.addmm_(h, B.t())
+    g, d_magnitude = _through_magnitude(g, y, bias, c, divisor)
+    return g, d_magnitude, matmul_float32(g.t(), h)
+
+
 def _scale_(y: Tensor, bias: Tensor | None, c: Tensor) -> None:
     """In place, y ← c ⊙ (y − b) + b of rows y; to the last bit y where c = 1."""
-    fused = _fused_kernels() if y.is_cuda and y.dtype != torch.float64 else None
+    fused = fused_kernels(y)
     if fused is not None:
         fused.scale_(y, c, bias)
     else:
@@ -305,10 +354,10 @@ def _through_magnitude(
 ) -> tuple[Tensor, Tensor]:
     """Return c ⊙ g, and Eq. 7, ∇m_j = ∇W′_j·V′_j/‖V′_j‖, as Σ_t g_tj (y_tj − b_j)/divisor_j."""
     assert divisor is not None
-    fused = _fused_kernels() if g.is_cuda and g.dtype != torch.float64 else None
+    fused = fused_kernels(g)
     if fused is not None:
-        gradients: tuple[Tensor, Tensor] = fused.through_magnitude(g.contiguous(), y, bias, c, divisor)
-        return gradients
+        d_y, d_magnitude, _ = fused.through_magnitude(g.contiguous(), y, bias, c, divisor)
+        return d_y, d_magnitude
     total = (g * y).sum(dim=0, dtype=divisor.dtype)
     if bias is not None:
         total -= bias * g.sum(dim=0, dtype=divisor.dtype)
@@ -320,8 +369,13 @@ def _is_rebuilt(weight: Tensor) -> bool:
     return out_features <= in_features <= LONGEST_REBUILT
 
 
+def fused_kernels(operand: Tensor) -> ModuleType | None:
+    """Return the module `fused` where it has kernels for `operand`: on a GPU, with Triton, but in float64."""
+    return _import_fused() if operand.is_cuda and operand.dtype != torch.float64 else None
+
+
 @cache
-def _fused_kernels() -> ModuleType | None:
+def _import_fused() -> ModuleType | None:
     try:
         from wdanalysis.training import fused
     except ImportError:

@@ -24,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from wdanalysis.training.functional import (
     Prepared,
     full_precision,
+    fused_kernels,
     matmul_float32,
     norms_of_sum,
     scale_by_magnitude,
@@ -169,6 +170,12 @@ def _norms(modules: Sequence[Adapted], A: Tensor | None, B: Tensor | None) -> Te
     if A is None or B is None:
         return squares.sqrt()
     G, F = (B, A.mT) if modules[0].axis == "out" else (A.mT, B)
+    fused = fused_kernels(F)
+    if fused is not None and F.element_size() == 2 and modules[0].weight.dtype == F.dtype:
+        matrices = [module.vectors(F.dtype) for module in modules]
+        if all(matrix.is_contiguous() for matrix in matrices):
+            norms: Tensor = fused.norms_of_sum(matrices, squares, G, F)
+            return norms
     product = torch.stack(
         [matmul_float32(module.vectors(F.dtype), f) for module, f in zip(modules, F, strict=True)]
     )
