@@ -299,7 +299,7 @@ def test_an_adapter_is_no_base(base: Path, tmp_path: Path) -> None:
 
 def test_a_selection_that_finds_nothing_says_how_to_look(base: Path, tmp_path: Path) -> None:
     tuned = write(tmp_path / "ft.safetensors", moved(llama()))
-    with pytest.raises(ComparisonError, match=r"--modules select.*inspect"):
+    with pytest.raises(ComparisonError, match=r"--modules chose.*inspect"):
         wd.compare(base, tuned, modules="gate")
     with pytest.raises(ComparisonError, match=r"--layers select"):
         wd.compare(base, tuned, layers=[99])
@@ -456,6 +456,18 @@ def test_a_module_that_the_last_step_lacks_stays_in_the_summary(base: Path, tmp_
     write_model(ft / "checkpoint-20", {k: v for k, v in moved(llama()).items() if "k_proj" not in k})
     summary = wd.compare(base, ft).summary().set_index("module")
     assert summary["step"].to_dict() == {"q": 20, "k": 10, "v": 20}
+
+
+def test_ctrl_c_before_the_first_matrix_is_done(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wdanalysis.comparison.stream", at_once)
+    with pytest.raises(Interrupted) as caught:
+        wd.compare(base, write(tmp_path / "ft.safetensors", moved(llama())))
+    assert caught.value.comparison.metrics.empty
 
 
 def test_a_checkpoint_that_vanishes_in_mid_run_loses_nothing(base: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def save_figures(
 
 
 def planned_figures(metrics: pd.DataFrame, kinds: Iterable[str], format: str) -> list[PlannedFigure]:
-    """Return every figure of the set, in the order of `kinds` and of the table.
+    """Return every figure of the set, in the order of `kinds` and of the table; no heat map without layers.
 
     Raises
     ------
@@ -135,7 +135,9 @@ def planned_figures(metrics: pd.DataFrame, kinds: Iterable[str], format: str) ->
     return [
         PlannedFigure(kind, str(name), _free_name(f"{kind}_{_file_safe(str(name))}", format, taken))
         for kind in checked_kinds(kinds, format)
-        for name in metrics[KINDS[kind]].drop_duplicates()
+        for name in (metrics[metrics["layer"].notna()] if kind == "heatmap" else metrics)[
+            KINDS[kind]
+        ].drop_duplicates()
     ]
 
 

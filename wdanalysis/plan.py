@@ -428,7 +428,7 @@ def _nothing_selected(
         for option, given in (("--modules", modules is not None), ("--layers", layers is not None))
         if given
     )
-    selected = f"{options} select" if options else "there is"
+    selected = f"{options} chose" if options else "there is"
     return (
         f"{selected} no matrix of {base.path} ({len(base.tensors)} tensors, such as {_example(base.tensors)}): "
         f"`wd-analyze inspect {base.path}` lists its roles and layers"

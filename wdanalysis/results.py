@@ -138,13 +138,18 @@ def _drawing(
     helpers: Helpers,
     format: str,
 ) -> Iterator[Callable[[], list[Path]]]:
-    """Draw into a folder of results."""
+    """Draw into a folder of results, whose tables are there by then."""
     target = directory / FIGURES
-    with (
-        plain_errors(directory),
-        drawing(comparison.metrics, planned, target, helpers, format=format) as finish,
-    ):
-        yield finish
+    try:
+        with (
+            plain_errors(directory),
+            drawing(comparison.metrics, planned, target, helpers, format=format) as finish,
+        ):
+            yield finish
+    except OutputError as error:
+        raise OutputError(
+            f"{error} The tables there are whole; `wd-analyze plot {directory}` draws the figures from them."
+        ) from error
 
 
 def _write_run(comparison: Comparison, directory: Path, outputs: Iterable[Path]) -> Path:
@@ -173,6 +178,8 @@ def load(directory: Path) -> Comparison:
 
     from wdanalysis.table import COLUMNS
 
+    if not directory.is_dir():
+        raise OutputError(f"{directory} is no folder; give one that `wd-analyze compare` wrote.")
     for needed in (METRICS_PARQUET, RUN_JSON):
         if not (directory / needed).is_file():
             raise OutputError(f"{directory} holds no results of `wd-analyze compare`: {needed} is missing.")

@@ -263,7 +263,8 @@ class _Rescaled:
     @classmethod
     def of(cls, output_sums: tuple[Vector, Vector, Vector], factors: Factors, magnitude: Vector) -> _Rescaled:
         a, p, q = output_sums
-        norm = np.sqrt(np.maximum(a + 2 * p + q, 0.0))
+        v = vector_changes(a, p, q)
+        norm = v.magnitude + v.magnitude_change
         scale_change = np.divide(magnitude - norm, norm, out=-np.ones_like(norm), where=norm != 0)
         return cls(factors, scale_change, np.zeros((3, factors.A.shape[1])))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -30,12 +31,12 @@ def metrics_table(rows: Sequence[MatrixChange], methods: Sequence[str]) -> pd.Da
     floats = {column: "float64" for column in COLUMNS if column not in _COLUMN_TYPES and column not in _TEXT}
     table = table.astype({**_COLUMN_TYPES, **floats})
     table = table.assign(**{column: table[column].map(encodable) for column in ("module", "name")})
-    split = table["module"].str.rpartition(".")
+    split = [module.rpartition(".") for module in table["module"]]
     role = {role: place for place, role in enumerate(_ROLE_ORDER)}
-    keys = {
+    keys: dict[str, Any] = {
         "_method": table["method"].map({method: place for place, method in enumerate(methods)}),
-        "_stack": split[0],
-        "_role": split[2].map(role).fillna(len(role)),
+        "_stack": [stack for stack, _, _ in split],
+        "_role": [role.get(name, len(role)) for _, _, name in split],
     }
     by = table.assign(**keys).sort_values(["_method", "step", "_stack", "layer", "_role"], kind="stable")
     return by.drop(columns=list(keys)).reset_index(drop=True)
@@ -50,7 +51,7 @@ def keep_changed(table: pd.DataFrame, planned: Plan) -> tuple[pd.DataFrame, list
         warnings.append(f"{where} or of BASE holds NaN or Inf: its metrics are left empty")
     if zero := int(table["zero_vectors"].gt(0).sum()):
         warnings.append(
-            f"{zero} rows hold all-zero vectors, which have no direction: "
+            f"{zero} {'row holds' if zero == 1 else 'rows hold'} all-zero vectors, which have no direction: "
             "such a vector counts 0 in ΔD where both are zero and 1 where one is"
         )
     if planned.modules_chosen == "given":

@@ -139,7 +139,7 @@ def test_an_unmerged_state_dict_is_the_same_adapter(tmp_path: Path, options: dic
     checkpoint = open_checkpoint(tmp_path / "unmerged.pt")
     assert_parsed_as_peft_has_it(checkpoint.updates, model)
     assert not any("base_layer" in name or "lora" in name for name in checkpoint.tensors)
-    assert any("frozen tensors of the base were left out" in note for note in checkpoint.notes)
+    assert any("Frozen tensors of the base were left out" in note for note in checkpoint.notes)
 
 
 def test_of_several_patterns_the_one_counts_that_counts_when_peft_loads_the_adapter(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_of_several_patterns_the_one_counts_that_counts_when_peft_loads_the_adap
     loaded = PeftModel.from_pretrained(Model(), tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     assert_parsed_as_peft_has_it(checkpoint.updates, loaded)
-    assert "1 modules, first layers.0.v, match several keys of alpha_pattern" in checkpoint.notes[0]
+    assert "In 1 of 2 modules, first layers.0.v, several keys of alpha_pattern match" in checkpoint.notes[0]
 
 
 def test_modules_to_save_have_their_names_in_the_base(tmp_path: Path) -> None:
@@ -188,12 +188,15 @@ def test_single_trained_tokens_are_left_out_and_noted(tmp_path: Path) -> None:
     save_adapter(adapted(["q"], r=2, trainable_token_indices={"tokens": [1, 2]}), tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     assert len(checkpoint.updates) == 2
-    assert any("tensors of single trained tokens were left out" in note for note in checkpoint.notes)
+    assert any("Tensors of single trained tokens were left out" in note for note in checkpoint.notes)
 
 
 def test_biases_of_the_factors_are_left_out_and_noted(tmp_path: Path) -> None:
     save_adapter(adapted(["q"], r=2, lora_bias=True), tmp_path)
-    assert "2 biases of lora_B were left out" in open_checkpoint(tmp_path).notes[0]
+    assert (
+        "Biases of lora_B were left out, as they change no matrix (2, first"
+        in open_checkpoint(tmp_path).notes[0]
+    )
 
 
 def test_the_configuration_is_kept(tmp_path: Path) -> None:
@@ -252,7 +255,7 @@ def test_a_configuration_wins_over_alpha_and_says_so(write: Write) -> None:
 def test_the_rank_is_that_of_the_tensors(write: Write) -> None:
     checkpoint = open_checkpoint(write(r=8, lora_alpha=8))
     assert checkpoint.updates[0].scale == 4
-    assert "The rank of 1 modules, first layers.0.q with 2, differs" in checkpoint.notes[0]
+    assert "In 1 of 1 modules, first layers.0.q, the rank (2) differs" in checkpoint.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from wdanalysis.checkpoints import Series, open_checkpoint, open_series
 from wdanalysis.errors import CheckpointError
@@ -217,3 +219,12 @@ def test_importing_the_package_and_reading_safetensors_does_not_import_torch(
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 0
+
+
+def test_shards_of_an_index_are_one_model_whatever_they_are_called(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b"), 1):
+        save_file({f"{name}.weight": torch.ones(2, 2)}, tmp_path / f"model-{number}.safetensors")
+    weight_map = {"a.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (checkpoint,) = open_series(tmp_path).checkpoints
+    assert sorted(checkpoint.tensors) == ["a.weight", "b.weight"]

@@ -16,9 +16,9 @@ from wdanalysis import drawing
 from wdanalysis.drawing import KINDS, Helpers, planned_figures
 from wdanalysis.errors import OutputError
 from wdanalysis.figures import layers, save_figures, scatter
-from wdanalysis.figures.style import number
+from wdanalysis.figures.style import number, told_apart
 
-AWKWARD = ["_private", "$x^2$", "a/b<script>", "FT_with_a_name_of_thirty_chars", "100 %", "größe"]
+AWKWARD = ["_private", "$x^2$", "a/b<script>", "FT_with_a_name_of_26_chars", "100 %", "größe"]
 
 
 def test_the_whole_set_has_a_file_for_every_module_and_method(table, tmp_path) -> None:
@@ -164,3 +164,18 @@ def test_ctrl_c_stops_helpers_and_leaves_nothing(metrics, tmp_path) -> None:
             raise KeyboardInterrupt
     assert helper.poll() is not None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_long_names_that_differ_in_the_middle_are_told_apart() -> None:
+    names = [f"llama-7b-commonsense-lora-{r}-lr1e-4-seed1-final-checkpoint-of-the-run" for r in ("r8", "r32")]
+    short, long = told_apart(names, 30)
+    assert "r8-" in short
+    assert "r32-" in long
+    assert max(map(len, (short, long))) <= 30
+    assert len(set(told_apart([f"{'a' * 50}{i}{'b' * 50}{i}" for i in range(12)], 20))) == 12
+    assert told_apart(["FT", "LoRA"], 20) == ["FT", "LoRA"]
+
+
+def test_a_method_without_layers_gets_no_heat_map(table) -> None:
+    metrics = pd.concat([table(methods=["FT"]), table(methods=["flat"], layers=[None])])
+    assert [figure.name for figure in planned_figures(metrics, ["heatmap"], "png")] == ["FT"]

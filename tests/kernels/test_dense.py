@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from safetensors.torch import save_file
 
 import wdanalysis as wd
 from wdanalysis.decomposition import Axis
@@ -152,3 +154,21 @@ def test_any_two_matrices_agree_with_the_definition(w0: np.ndarray, w: np.ndarra
         assert np.abs(found.magnitude_change).mean() == pytest.approx(
             wd.delta_m(base, tuned, axis), rel=1e-6, abs=1e-12
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("length", [7, 64, 4096, 11008])
+def test_a_vector_that_became_zero_is_counted_whatever_its_length(
+    tmp_path: Path, dtype: torch.dtype, length: int
+) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    w0 = torch.randn(16, length, generator=torch.Generator().manual_seed(0)).to(dtype)
+    w = w0.clone()
+    w[:10] = 0
+    for axis, tensors in (("out", (w0, w)), ("in", (w0.T.contiguous(), w.T.contiguous()))):
+        for file, tensor in zip(("base", "tuned"), tensors, strict=True):
+            save_file({name: tensor}, tmp_path / f"{file}.safetensors")
+        compared = wd.compare(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", axis=axis)
+        assert compared.metrics["zero_vectors"].tolist() == [10]
+        assert compared.metrics["delta_d"][0] == pytest.approx(10 / 16, rel=1e-15)
+        assert any("all-zero vectors" in warning for warning in compared.warnings)

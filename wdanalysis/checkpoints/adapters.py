@@ -180,13 +180,13 @@ def read_adapter(
     if differing := [update for update in updates if scaling.rank(update.module) not in (None, update.rank)]:
         first = differing[0]
         notes.append(
-            f"The rank of {len(differing)} modules, first {first.module} with {first.rank}, "
-            f"differs from adapter_config.json; that of the tensors was used."
+            f"In {len(differing)} of {len(updates)} modules, first {first.module}, the rank ({first.rank}) "
+            "differs from adapter_config.json; that of the tensors was used."
         )
     if ambiguous := [update.module for update in updates if scaling.is_ambiguous(update.module)]:
         notes.append(
-            f"{len(ambiguous)} modules, first {ambiguous[0]}, match several keys of alpha_pattern; the first "
-            "in adapter_config.json was used, as PEFT does, but it need not have been the first in training."
+            f"In {len(ambiguous)} of {len(updates)} modules, first {ambiguous[0]}, several keys of alpha_pattern "
+            "match; the first in adapter_config.json was used, as PEFT does, but it may not have been so in training."
         )
     return Adapter(updates, parts.replaced, tuple(notes), directions="VeRA" if vera else "LoRA")
 
@@ -277,7 +277,7 @@ class _Parts:
 
     @property
     def notes(self) -> list[str]:
-        return [f"{len(names)} {reason}, first {names[0]}." for reason, names in self.left_out.items()]
+        return [f"{reason} ({len(names)}, first {names[0]})." for reason, names in self.left_out.items()]
 
 
 def _sort(path: Path, tensors: Mapping[str, StoredTensor], *, keeps_biases: bool) -> _Parts:
@@ -287,7 +287,7 @@ def _sort(path: Path, tensors: Mapping[str, StoredTensor], *, keeps_biases: bool
         name = PEFT_PREFIX.sub("", key)
         factor = FACTOR.fullmatch(name)
         if factor and factor["parameter"] == "bias":
-            parts.leave_out(name, "biases of lora_B were left out, as they change no matrix")
+            parts.leave_out(name, "Biases of lora_B were left out, as they change no matrix")
         elif match := factor or MAGNITUDE.fullmatch(name):
             module = parts.modules.setdefault(match["module"], _Factors())
             part = factor["factor"].upper() if factor else "magnitude"
@@ -303,9 +303,9 @@ def _sort(path: Path, tensors: Mapping[str, StoredTensor], *, keeps_biases: bool
             if keeps_biases and match["parameter"] == "bias":
                 parts.replaced[f"{match['module']}.bias"] = tensor
             else:
-                parts.leave_out(name, "frozen tensors of the base were left out, as BASE holds them")
+                parts.leave_out(name, "Frozen tensors of the base were left out, as BASE holds them")
         elif TOKENS.fullmatch(name):
-            parts.leave_out(name, "tensors of single trained tokens were left out")
+            parts.leave_out(name, "Tensors of single trained tokens were left out")
         elif ".lora_" in name:
             raise CheckpointError(f"{path} holds {key!r}, which is no part of LoRA or DoRA; {MERGE}.")
         else:

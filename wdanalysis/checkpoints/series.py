@@ -61,12 +61,15 @@ def open_series(
 
 
 def _step_entries(folder: Path) -> list[Path]:
-    """List the folders, and the files of weights, whose names tell a step."""
+    """List the folders, and the files of weights that are no shards of an index, whose names tell a step."""
     entries = [
         entry
         for entry in sorted(folder.iterdir())
         if named_step(entry) is not None and (entry.is_dir() or is_weights_file(entry))
     ]
+    if any(entry.is_file() for entry in entries):
+        indexed = {file for found in weights_sets(folder) if found.index for file in found.files}
+        entries = [entry for entry in entries if entry not in indexed]
     if holds_named_weights(folder):
         # DeepSpeed keeps its own state in `global_step500/` beside the model of that step.
         entries = [entry for entry in entries if entry.is_file() or holds_checkpoint(entry)]

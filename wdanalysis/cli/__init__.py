@@ -80,7 +80,8 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         if error.filename is not None:
-            raise
+            sys.stderr.write(f"wd-analyze: {error.filename} cannot be read or written: {error.strerror}.\n")
+            sys.exit(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         sys.stderr.write(f"wd-analyze: standard output cannot be written: {error.strerror}.\n")
         sys.exit(1)

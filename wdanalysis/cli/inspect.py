@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from wdanalysis.checkpoints.inspection import CheckpointSummary, Inspection, ModuleCount
 
 
+LONGEST_SETTING = 100
+"""Characters of an adapter's setting that go into the table."""
+
+
 def inspect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files or folders.")],
     alpha: Annotated[
@@ -96,7 +100,13 @@ def _ranges(layers: tuple[int, ...]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """A setting on a line; of a long list or mapping its beginning and its length (`--json` has all of it)."""
+    if isinstance(value, dict):
+        value = [f"{key}: {of_key}" for key, of_key in value.items()]
+    if not isinstance(value, list | tuple):
+        return str(value)
+    text = ", ".join(map(str, value))
+    return text if len(text) <= LONGEST_SETTING else f"{value[0]} and {len(value) - 1} more"
 
 
 def _count(number: int, noun: str) -> str:

@@ -49,7 +49,8 @@ def heatmap(
     table = selection.per_layer(rows[rows["layer"].notna()], ["module", "layer"])
 
     with style.context():
-        figure = style.new_figure(height=1.3 + 2 * (0.35 + min(0.19 * len(modules), 9.0)))
+        rows_shown = len(modules) if len(table) else 1
+        figure = style.new_figure(height=1.3 + 2 * (0.35 + min(0.19 * rows_shown, 9.0)))
         for panel, column in zip(figure.subplots(2, 1, sharex=True), selection.VALUES, strict=True):
             _draw_cells(panel, table, column, modules, log)
         panel.set_xlabel("layer")
@@ -66,7 +67,7 @@ def heatmap(
 
 def _draw_cells(panel: Axes, table: pd.DataFrame, column: str, modules: list[str], log: bool | None) -> None:
     every = -(-len(modules) // MOST_NAMES)
-    panel.set_yticks(range(0, len(modules), every), [style.shortened(name, 30) for name in modules[::every]])
+    panel.set_yticks(range(0, len(modules), every), style.told_apart(modules, 30)[::every])
     panel.tick_params(length=0)
     panel.grid(visible=False)
     panel.spines[:].set_visible(False)

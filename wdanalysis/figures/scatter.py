@@ -19,6 +19,9 @@ from wdanalysis.statistics import Fit, fit
 LEAST_SHARE = 1 / 8
 """Panels share their axes unless a method's points would fill less than this part of a side."""
 
+TITLE_CHARACTERS = {1: 50, 2: 34, 3: 26}
+"""Characters of a method's name that fit over a panel, by the number of panels side by side."""
+
 MANY_POINTS = 2000
 """Panels with more points are drawn as a picture in a PDF or SVG, which would be slow to open otherwise."""
 
@@ -64,10 +67,11 @@ def scatter(metrics: pd.DataFrame, module: str, *, share_axes: bool | None = Non
         height = 0.9 + 2.25 * n_rows + style.height_of(readings, width)
         figure = style.new_figure(height=height, width=width)
         panels = figure.subplots(n_rows, n_columns, sharex=share, sharey=share, squeeze=False).ravel()
-        for panel, method in zip(panels, methods, strict=False):
+        titles = style.told_apart(methods, TITLE_CHARACTERS[n_columns])
+        for panel, method, title in zip(panels, methods, titles, strict=False):
             of_method = points[points["method"] == method]
             _draw_points(panel, of_method, markers, norm)
-            _draw_fit(panel, method, of_method)
+            _draw_fit(panel, title, of_method)
             _set_axes(panel, points if share else of_method)
         for empty in range(len(methods), len(panels)):
             panels[empty].remove()
@@ -145,7 +149,7 @@ def _draw_points(
                 drawn.set(facecolor="none", edgecolor=None)
 
 
-def _draw_fit(panel: Axes, method: str, points: pd.DataFrame) -> None:
+def _draw_fit(panel: Axes, title: str, points: pd.DataFrame) -> None:
     line = fit(points["delta_d"], points["delta_m"])
     if np.isfinite(line.slope):
         x = np.linspace(points["delta_d"].min(), points["delta_d"].max(), 60)
@@ -157,7 +161,7 @@ def _draw_fit(panel: Axes, method: str, points: pd.DataFrame) -> None:
             zorder=3,
             path_effects=[withStroke(linewidth=2.6, foreground="white")],
         )
-    panel.set_title(style.shortened(method, 30), loc="left", pad=26)
+    panel.set_title(title, loc="left", pad=26)
     panel.text(0, 1.03, _numbers(line), transform=panel.transAxes, va="bottom", color=style.QUIET)
     if line.n == 0:
         style.message(panel, "no values")

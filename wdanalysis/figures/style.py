@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -142,6 +143,29 @@ def shortened(text: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1 - head]}…{line[-head:]}"
 
 
+def told_apart(names: Sequence[str], width: int) -> list[str]:
+    """Return every name on one line of at most `width` characters, different ones different.
+
+    Where shortening alone would make two the same, what all begin and end with gives way first.
+    """
+    labels = [shortened(name, width) for name in names]
+    if len(set(labels)) < len(set(names)):
+        head = _common_start(names)
+        tail = _common_start([name[head:][::-1] for name in names])
+        spare = max(0, width - 2 - max(len(name) - head - tail for name in names))
+        head, tail = max(0, head - spare // 2), max(0, tail - (spare - spare // 2))
+        before, after = "…" * bool(head), "…" * bool(tail)
+        labels = [f"{before}{shortened(name[head : len(name) - tail], width - 2)}{after}" for name in names]
+    if len(set(labels)) < len(set(names)):
+        labels = [f"{place} {shortened(name, width - 4)}" for place, name in enumerate(names, 1)]
+    return labels
+
+
+def _common_start(names: Sequence[str]) -> int:
+    """Return how many characters all names begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*names, strict=False)))
+
+
 def number(value: float, digits: int = 3) -> str:
     """Return a number to `digits` significant digits as it is set in print: 0.0621, −1.20×10⁻⁴."""
     exponent = math.floor(math.log10(abs(value))) if value else 0
@@ -216,7 +240,7 @@ def legend(
     """
     if not handles:
         return
-    labels = [shortened(label, 40) for label in labels]
+    labels = told_apart(labels, 40)
     characters = max(len(label) for label in labels)
     per_row = int(CHARACTERS * figure.get_figwidth()) // (characters + 9)
     rows = math.ceil(len(labels) / max(1, per_row))

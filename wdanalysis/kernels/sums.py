@@ -10,8 +10,8 @@ For one vector w₀ of the base and the same vector w of the tuned matrix, with 
 
 The usual m − m₀ and 1 − cos subtract nearly equal numbers; these two forms do not, and keep their digits for updates
 far smaller than the weights. What they give up lies at the other end: for a vector that tuning shrank to a fraction
-f of its length, a + 2p + q is exact to 1e-16/f² of itself, so six digits hold down to f = 1e-5. A vector that became
-zero is exactly zero.
+f of its length, a + 2p + q is exact to 1e-16/f² of itself, so six digits hold down to f = 1e-5. Where no digit is left
+(`LOST`, f < 3e-7) the vector counts as zero, as one does that became zero.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+
+LOST = 1e-13
+"""An m² of a smaller share of m₀² is the rounding of the sums."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def vector_changes(a: Vector, p: Vector, q: Vector) -> VectorChanges:
     both = m + m0
     with np.errstate(invalid="ignore"):  # a vector that is not finite
         change = np.divide(2 * p + q, both, out=np.zeros_like(both), where=both != 0)
-    return VectorChanges(m0, change, one_minus_cos, q)
+    return VectorChanges(m0, np.where(m == 0, 0.0 - m0, change), one_minus_cos, q)
 
 
 def vector_changes_of_dora(a: Vector, p: Vector, q: Vector, magnitude: Vector) -> VectorChanges:
@@ -89,7 +92,8 @@ def _magnitudes_and_turn(a: Vector, p: Vector, q: Vector) -> tuple[Vector, Vecto
 
 
 def _with_angles(a: Vector, p: Vector, q: Vector) -> tuple[Vector, Vector, Vector]:
-    m0, m2 = np.sqrt(a), np.maximum(a + 2 * p + q, 0.0)
+    m0, m2 = np.sqrt(a), a + 2 * p + q
+    m2 = np.where(m2 <= LOST * a, 0.0, m2)  # NaN stays NaN
     m = np.sqrt(m2)
     lengths = m0 * m
     has_angle = lengths != 0  # NaN has one, so that it stays NaN
