@@ -148,6 +148,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     config = model.config.to_diff_dict()
     config.pop("transformers_version")
     config |= {"architectures": [type(model).__name__], "dtype": "float32"}
+    config["_name_or_path"] = "wdanalysis/training/bundled"  # as adapters that are trained on it call it
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.config.max_position_embeddings,

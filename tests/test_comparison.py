@@ -301,7 +301,7 @@ def test_a_selection_that_finds_nothing_says_how_to_look(base: Path, tmp_path: P
     tuned = write(tmp_path / "ft.safetensors", moved(llama()))
     with pytest.raises(ComparisonError, match=r"--modules chose.*inspect"):
         wd.compare(base, tuned, modules="gate")
-    with pytest.raises(ComparisonError, match=r"--layers select"):
+    with pytest.raises(ComparisonError, match=r"--layers chose"):
         wd.compare(base, tuned, layers=[99])
 
 
@@ -512,3 +512,21 @@ def test_tables_are_whole_where_drawing_fails(
     assert "figures/heatmap_ft.png" in outputs
     compared.save(tmp_path / "out", figures=[], force=True)
     assert not list((tmp_path / "out" / "figures").iterdir())
+
+
+def test_what_selects_nothing_beside_what_selects_something_is_said(base: Path, tmp_path: Path) -> None:
+    compared = wd.compare(base, write(tmp_path / "ft.safetensors", moved(llama())), modules="q,zzz,fc1")
+    assert set(compared.metrics["module"]) == {"q"}
+    said = [warning for warning in compared.warnings if "selects no matrix of BASE" in warning]
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(("folder", "warns"), [("base", True), ("Llama-2-7b-hf", False)])
+def test_a_folder_called_base_does_not_hide_that_it_is_another(tmp_path: Path, folder: str, warns: bool) -> None:
+    base = write_model(tmp_path / folder, llama())
+    lora = write_lora(tmp_path / "lora", llama())
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "meta-llama/Llama-2-7b-hf"
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    warnings = wd.compare(base, lora).warnings
+    assert any("meta-llama/Llama-2-7b-hf" in warning for warning in warnings) is warns

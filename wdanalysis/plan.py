@@ -23,6 +23,7 @@ from wdanalysis.checkpoints.names import (
     match,
     recognise,
 )
+from wdanalysis.checkpoints.steps import is_generic
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, ComparisonError
@@ -190,6 +191,7 @@ def plan(
         _pair_updates(state, base, index, chosen, jobs, skipped)
     if not jobs:
         raise ComparisonError(_nothing_selected(base, modules, layers, chosen, skipped))
+    notes.extend(f"--modules: {word!r} selects no matrix of BASE" for word in chosen.idle_words(base))
     present = {matrix.layer for matrix in chosen.matrices.values()}
     if absent := sorted((chosen.layers or set()) - present):
         notes.append(f"no selected matrix is in layer {', '.join(map(str, absent))}")
@@ -264,6 +266,22 @@ class _Choice:
     def _matrices(self, base: Checkpoint) -> dict[str, Matrix]:
         found = ((name, self.matrix(name, tensor.shape)) for name, tensor in base.tensors.items())
         return {name: matrix for name, matrix in found if matrix is not None}
+
+    def idle_words(self, base: Checkpoint) -> list[str]:
+        """What of the selection means nothing in the base, in any layer."""
+        if self.selection is None or self.modules_chosen != "given":
+            return []
+        matrices = (
+            (matrix, name)
+            for name, tensor in base.tensors.items()
+            if (matrix := self.architecture.matrix(name, tensor.shape))
+        )
+        places = [(part.module, name) for matrix, name in matrices for part in matrix.parts]
+        return [
+            word
+            for word, alone in self.selection.words()
+            if not any(alone.matches(module, name) for module, name in places)
+        ]
 
     def expert_stacks(self, base: Checkpoint) -> list[str]:
         """The 3-D tensors of fused experts that the selection means."""
@@ -446,24 +464,15 @@ def _times(shape: Iterable[int]) -> str:
 def base_mismatch(base: Checkpoint, adapter: Checkpoint) -> str | None:
     """A sentence, where an adapter says that it was trained on a model of another name than the base's."""
     trained_on = (adapter.config or {}).get("base_model_name_or_path")
-    known = _identities(base)
-    if not trained_on or not known:
-        return None
-    wanted = Path(str(trained_on)).name.lower()
-    if wanted in {name.lower() for name in known}:
+    if not trained_on or Path(str(trained_on)).name.lower() in {name.lower() for name in _identities(base)}:
         return None
     return f"{adapter.path} says that it was trained on {trained_on}, and BASE is {base.path}"
 
 
 def _identities(base: Checkpoint) -> set[str]:
     """The names by which the base may be known: its own, its folder's, its config's."""
-    generic = {"base", "model", "pytorch_model", "consolidated", "", "."}
     path = base.path.absolute()
-    own = (
-        [path.name]
-        if path.is_dir()
-        else [path.stem, path.parent.name if path.stem in generic - {"base"} else ""]
-    )
+    own = [path.name] if path.is_dir() else [path.stem, *([path.parent.name] if is_generic(path) else [])]
     configured = Path(str((base.config or {}).get("_name_or_path", ""))).name
     hub = [part.rsplit("--", 1)[-1] for part in path.parts if part.startswith("models--")]
-    return {name for name in [*own, configured, *hub] if name.lower() not in generic}
+    return {*own, configured, *hub}

@@ -38,6 +38,8 @@ def trainer_state(folder: Path, step: int) -> None:
         "epoch_{}/model.safetensors",
         "epoch-{}/model.safetensors",
         "{}/model.safetensors",
+        "Step {}/model.safetensors",
+        "step{}-tokens4B/model.safetensors",
         "step_{}.safetensors",
         "ckpt-{}.pt",
         "model_{}.pt",

@@ -551,6 +551,11 @@ class ModuleSelection:
                     ) from None
         return cls(frozenset(word for word in words if _split_module(word)), tuple(patterns))
 
+    def words(self) -> list[tuple[str, ModuleSelection]]:
+        """Every role and pattern, and the selection that it alone would be."""
+        roles = [(module, ModuleSelection(modules=frozenset([module]))) for module in sorted(self.modules)]
+        return roles + [(pattern.pattern, ModuleSelection(patterns=(pattern,))) for pattern in self.patterns]
+
     def matches(self, module: str, name: str) -> bool:
         """Whether a part's `module`, of the tensor stored as `name`, is selected."""
         parsed = _split_module(module)

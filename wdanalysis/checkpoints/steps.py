@@ -10,10 +10,12 @@ from wdanalysis.checkpoints.storage import read_json
 from wdanalysis.errors import CheckpointError
 
 STEP_NAME = re.compile(
-    r"(?:.*[-_.=])?(?:checkpoint|ckpt|global_?step|steps?|iter|iteration)[-_=]?(\d{1,18})|(\d{1,18})",
+    r"(?:.*[-_.=])?(?:checkpoint|ckpt|global_?step|steps?|iter|iteration)[-_= ]?(\d{1,18})(?:-tokens\d+[BM])?"
+    r"|(\d{1,18})",
     re.IGNORECASE,
 )
-"""``checkpoint-500``, ``global_step500``, ``epoch=0-step=500``, ``iter_0001000``, ``500``; without suffix."""
+"""``checkpoint-500``, ``global_step500``, ``epoch=0-step=500``, ``iter_0001000``, ``500``, OLMo's
+``step1000-tokens4B``; without suffix."""
 
 EPOCH_NAME = re.compile(r"(?:.*[-_.=])?epochs?[-_=]?(\d{1,18})", re.IGNORECASE)
 """``epoch_3``, ``epoch-3``: the step is then the number of the epoch."""

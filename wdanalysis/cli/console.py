@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,11 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> 
             for cell, width, (_, side) in zip(row, widths, columns, strict=True)
         )
         lines("  ".join(aligned).rstrip())
+
+
+def quieten_libraries() -> None:
+    """Keep bitsandbytes, which PEFT imports where it is installed, from warning of kernels that nobody asked for."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def lines(*texts: str) -> None:

@@ -42,6 +42,8 @@ def merge(
 
     Example: wd-analyze merge base/ dora/checkpoint-500/ merged/ --dtype bfloat16
     """
+    console.quieten_libraries()
+
     from wdanalysis.training.merge import merge as merge_checkpoints
 
     with console.progress_bars(quiet=quiet) as (progress, _):

@@ -270,6 +270,7 @@ def train(
     if list_recipes:
         _print_recipes(as_json=as_json)
         return
+    console.quieten_libraries()
 
     from wdanalysis.training.recipes import recipe as find_recipe
 

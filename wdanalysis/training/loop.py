@@ -202,7 +202,8 @@ def load_tokenizer(plan: TrainingPlan) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(_model_source(plan))
     except (OSError, ValueError, KeyError) as error:
         raise TrainingError(
-            f"the tokenizer of {plan.model} cannot be loaded: {_first_line(error)}"
+            f"the tokenizer of {plan.model} cannot be loaded ({_first_line(error)}); --model must be a folder that "
+            "holds one (tokenizer.json), or the name of a model on the hub"
         ) from error
 
 
