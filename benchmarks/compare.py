@@ -47,8 +47,9 @@ COMPARE_FIGURES, COMPARE_COLD = (
 )
 COMPARE_DEEP, COMPARE_LORA = "`compare`, twice the layers", "`compare`, 4 LoRA steps"
 COMPARE_LORA_IN = "`compare`, 4 LoRA steps, axis in"
-HELP, SAMPLE = "`wd-analyze --help`", "`compare sample_checkpoints`, all figures"
-SAMPLE_COLD = "`compare sample_checkpoints`, all figures, kernels compiled anew"
+HELP = "`wd-analyze --help`"
+SAMPLE, SAMPLE_COLD = "README's `compare`: 15 figures, report", "README's `compare`, kernels compiled anew"
+SAMPLE_ALL = "README's `compare` with `--modules all`: 27 figures, report"
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,12 @@ def large_cases(work: Work, rounds: int) -> list[Case]:
 
 def small_cases(work: Work, rounds: int) -> list[Case]:
     methods = [SAMPLES / method for method in ("ft", "lora", "dora")]
-    sample = work.compare("sample", SAMPLES / "base", *methods, figures="all")
+    paths = map(str, (SAMPLES / "base", *methods))
+    sample = [*WD_ANALYZE, "compare", *paths, "--out", str(work.results("sample")), "--force"]
     return [
         Case(HELP, [*WD_ANALYZE, "--help"], rounds),
         Case(SAMPLE, sample, rounds),
+        Case(SAMPLE_ALL, [*sample, "--modules", "all"], min(rounds, 3)),
         Case(SAMPLE_COLD, sample, min(rounds, 3), cold=True),
     ]
 
@@ -284,9 +287,9 @@ def report(
             f"kept {others:.2f} cores busy.",
             f"Pair: {pair.parameters / 1e9:.2f}B parameters, {pair.matrices} matrices, {pair.nbytes / 1e9:.2f} GB in "
             f"bf16 for both; twice the layers: {deep.parameters / 1e9:.2f}B, {deep.nbytes / 1e9:.2f} GB. LoRA: r = 32 "
-            f"on q, k, v, up and down, {len(STEPS)} steps, float32. Whole commands with start-up, `--modules all`, no "
-            "report, no figures unless named; each run a fresh process, files in the page cache, cases in turn, "
-            "medians.",
+            f"on q, k, v, up and down, {len(STEPS)} steps, float32. Whole commands with start-up; of the pairs "
+            "`--modules all`, no report, no figures unless named; each run a fresh process, "
+            "files in the page cache, cases in turn, medians.",
             page.table(headings, cost_rows([*large, *small], costs)),
             "Peak resident is what the kernel counts (`ru_maxrss`); it includes pages of memory-mapped files, which is "
             "how the script's `load_file` holds the models. Allocated is the largest RssAnon, sampled every 20 ms.",

@@ -522,7 +522,9 @@ def test_what_selects_nothing_beside_what_selects_something_is_said(base: Path, 
 
 
 @pytest.mark.parametrize(("folder", "warns"), [("base", True), ("Llama-2-7b-hf", False)])
-def test_a_folder_called_base_does_not_hide_that_it_is_another(tmp_path: Path, folder: str, warns: bool) -> None:
+def test_a_folder_called_base_does_not_hide_that_it_is_another(
+    tmp_path: Path, folder: str, warns: bool
+) -> None:
     base = write_model(tmp_path / folder, llama())
     lora = write_lora(tmp_path / "lora", llama())
     config = json.loads((lora / "adapter_config.json").read_text())
