@@ -106,7 +106,7 @@ def main() -> None:
         ["of it data", f"{data / 1e6:.2f} MB"],
         ["of it page and charting library (at most 2 MB)", f"{(total - data) / 1e6:.2f} MB"],
         ["to write it", f"{written - counted:.1f} s"],
-        ["of it statistics, which `compare` takes anyway", f"{counted - started:.1f} s"],
+        ["the statistics before it, which `compare` takes anyway", f"{counted - started:.1f} s"],
         ["to open it until the last chart is drawn", "no browser" if drawn is None else f"{drawn:.1f} s"],
     ]
     shape = (
