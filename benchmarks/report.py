@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import page
+from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.comparison import Comparison
 from wdanalysis.report import render
-from wdanalysis.table import COLUMNS
 
 HEADING = "report"
 METHODS, STEPS, LAYERS = ("FT", "LoRA", "DoRA"), (500, 1000, 1500, 2000), 32

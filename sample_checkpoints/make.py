@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from sample_checkpoints import pretrain
 from wdanalysis.training.bundled import bundled_model_folder
-from wdanalysis.training.loop import MethodRun, train
-from wdanalysis.training.plan import TrainingPlan
+from wdanalysis.training.run.loop import MethodRun, train
+from wdanalysis.training.run.plan import TrainingPlan
 
 FOLDER = Path(__file__).parent
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wdanalysis.training.bundled import bundled_model_folder
-from wdanalysis.training.text import library_documentation, library_source
+from wdanalysis.training.data.text import library_documentation, library_source
 
 END = "<|endoftext|>"
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.comparison import Comparison
-from wdanalysis.table import COLUMNS
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

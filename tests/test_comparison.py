@@ -12,9 +12,9 @@ import torch
 from checkpoint_files import llama, moved, write, write_lora, write_model, write_steps
 
 import wdanalysis as wd
+from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.comparison import Interrupted
 from wdanalysis.errors import ComparisonError, WdAnalysisError
-from wdanalysis.table import COLUMNS
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_progress_ends_at_the_bytes_of_the_compared_matrices(base: Path, tmp_pat
 def test_large_matrices_read_in_many_blocks_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wdanalysis import stream
+    from wdanalysis.measure import stream
 
     monkeypatch.setattr(stream, "DENSE_BLOCK_BYTES", 100)
     monkeypatch.setattr(stream, "ADAPTER_BLOCK_BYTES", 100)
@@ -497,12 +497,12 @@ def test_results_survive_a_replacement_that_fails(
 def test_tables_are_whole_where_drawing_fails(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wdanalysis import results
+    from wdanalysis.results import folder as results
 
     def full(*_: object, **__: object) -> list[Path]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wdanalysis.drawing.draw", full)
+    monkeypatch.setattr("wdanalysis.figures.batch.draw", full)
     compared = wd.compare(base, write_steps(tmp_path / "ft", llama()))
     with pytest.raises(WdAnalysisError, match="disk is full"):
         compared.save(tmp_path / "out")

@@ -16,12 +16,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from wdanalysis.analysis.readings import READING_COLUMNS
+from wdanalysis.analysis.regression import CORRELATION_COLUMNS
+from wdanalysis.analysis.shrink import COMMON_SHRINK_COLUMNS
+from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.cli import app
-from wdanalysis.diagnostics import COMMON_SHRINK_COLUMNS
-from wdanalysis.readings import READING_COLUMNS
-from wdanalysis.spectra import SIMILARITY_COLUMNS, SPECTRA_COLUMNS
-from wdanalysis.statistics import CORRELATION_COLUMNS
-from wdanalysis.table import COLUMNS
+from wdanalysis.measure.spectra import SIMILARITY_COLUMNS, SPECTRA_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import wdanalysis as wd
 from wdanalysis.training.bundled import bundled_model_folder
-from wdanalysis.training.text import library_documentation, library_source
+from wdanalysis.training.data.text import library_documentation, library_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,21 +11,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from wdanalysis._version import __version__
+
 if TYPE_CHECKING:
+    from wdanalysis.analysis.regression import correlations
     from wdanalysis.checkpoints.inspection import inspect
     from wdanalysis.comparison import Comparison, compare
     from wdanalysis.decomposition import Decomposition, decompose, delta_d, delta_m
     from wdanalysis.errors import WdAnalysisError
-    from wdanalysis.statistics import correlations
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Comparison": "wdanalysis.comparison",
     "Decomposition": "wdanalysis.decomposition",
     "WdAnalysisError": "wdanalysis.errors",
     "compare": "wdanalysis.comparison",
-    "correlations": "wdanalysis.statistics",
+    "correlations": "wdanalysis.analysis.regression",
     "decompose": "wdanalysis.decomposition",
     "delta_d": "wdanalysis.decomposition",
     "delta_m": "wdanalysis.decomposition",

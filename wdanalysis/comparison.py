@@ -20,15 +20,15 @@ from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import ComparisonError
-from wdanalysis.plan import base_mismatch, plan
-from wdanalysis.provenance import encodable, input_files, versions
-from wdanalysis.stream import MatrixChange, Progress, stream
+from wdanalysis.measure.plan import base_mismatch, plan
+from wdanalysis.measure.stream import MatrixChange, Progress, stream
+from wdanalysis.results.provenance import encodable, input_files, versions
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from wdanalysis.spectra import Spectra
+    from wdanalysis.measure.spectra import Spectra
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,7 +46,7 @@ class Comparison:
     Attributes
     ----------
     metrics
-        A row for every method, step and matrix, with the columns that `wdanalysis.table.COLUMNS` lists.
+        A row for every method, step and matrix, with the columns that `wdanalysis.analysis.table.COLUMNS` lists.
     run
         Provenance: versions, options, input files, what was skipped and why, warnings, timings. JSON-ready.
     spectra
@@ -87,38 +87,38 @@ class Comparison:
     def correlations(self) -> pd.DataFrame:
         """Pearson, Spearman and the regression of ΔM on ΔD, for each method, module and scope.
 
-        See `wdanalysis.statistics.correlations` for scopes and columns.
+        See `wdanalysis.analysis.regression.correlations` for scopes and columns.
         """
         return self._correlations.copy()
 
     @cached_property
     def _correlations(self) -> pd.DataFrame:
-        from wdanalysis.statistics import correlations
+        from wdanalysis.analysis.regression import correlations
 
         return correlations(self.metrics)
 
     def summary(self) -> pd.DataFrame:
         """A row for each method and module: matrices, steps, mean ΔM and ΔD at the last step, pooled r and slope."""
-        from wdanalysis.statistics import summary
+        from wdanalysis.analysis.regression import summary
 
         return summary(self.metrics)
 
     def diagnostics(self) -> pd.DataFrame:
         """The shrink that is common to all matrices of a checkpoint, and how much of their change it explains.
 
-        See `wdanalysis.diagnostics.common_shrink` for the columns.
+        See `wdanalysis.analysis.shrink.common_shrink` for the columns.
         """
-        from wdanalysis.diagnostics import common_shrink
+        from wdanalysis.analysis.shrink import common_shrink
 
         return common_shrink(self.metrics)
 
     def readings(self) -> pd.DataFrame:
-        """What the numbers of each method and module say, in sentences; `wdanalysis.readings` has the rules."""
+        """What the numbers of each method and module say, in sentences; see `wdanalysis.analysis.readings`."""
         return self._readings.copy()
 
     @cached_property
     def _readings(self) -> pd.DataFrame:
-        from wdanalysis.readings import readings
+        from wdanalysis.analysis.readings import readings
 
         return readings(self.metrics)
 
@@ -166,7 +166,7 @@ class Comparison:
         OutputError
             The file cannot be written, or the extra `report` (Bokeh) is not installed.
         """
-        from wdanalysis.results import write_report
+        from wdanalysis.results.folder import write_report
 
         return write_report(self, Path(path))
 
@@ -204,7 +204,7 @@ class Comparison:
         OutputError
             The folder holds results and `force` is False, or it cannot be written.
         """
-        from wdanalysis.results import save
+        from wdanalysis.results.folder import save
 
         return save(self, Path(directory), figures=figures, format=format, force=force, report=report)
 
@@ -217,7 +217,7 @@ class Comparison:
         OutputError
             The folder has no results, or they cannot be read.
         """
-        from wdanalysis.results import load
+        from wdanalysis.results.folder import load
 
         return load(Path(directory))
 
@@ -269,7 +269,7 @@ def compare(
     alpha
         LoRA's α for adapter files without their `adapter_config.json`.
     diagnostics
-        Whether to fill the columns of `wdanalysis.diagnostics.MatrixDiagnostics`: shrink, floors, quantiles.
+        Whether to fill the columns of `wdanalysis.measure.diagnostics.MatrixDiagnostics`: shrink, floors, quantiles.
     spectra
         Whether to take singular values too (`Comparison.spectra`): minutes for a large model.
     progress
@@ -341,11 +341,11 @@ def compare_paths(
     try:
         for measured in stream(planned, axis, diagnostics=diagnostics, progress=progress):
             if not rows:
-                _import_beside("wdanalysis.table", "wdanalysis.readings")
+                _import_beside("wdanalysis.analysis.table", "wdanalysis.analysis.readings")
             rows.extend(measured)
         seconds["measure"] = round(time.time() - opened, 3)
         if spectra:
-            from wdanalysis.spectra import SpectraInterrupted, measure_spectra
+            from wdanalysis.measure.spectra import SpectraInterrupted, measure_spectra
 
             try:
                 singular = measure_spectra(planned, progress=spectra_progress)
@@ -355,7 +355,7 @@ def compare_paths(
     except KeyboardInterrupt:
         interrupted = True
         seconds.setdefault("measure", round(time.time() - opened, 3))
-    from wdanalysis.table import keep_changed, metrics_table
+    from wdanalysis.analysis.table import keep_changed, metrics_table
 
     metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
     warnings = [*_notes(base_checkpoint, methods), *planned.notes, *warnings]

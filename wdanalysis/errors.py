@@ -4,7 +4,21 @@ from __future__ import annotations
 
 
 class WdAnalysisError(Exception):
-    """Something that the user can mend; `str(error)` is one sentence, and the command exits with 1."""
+    """Something that the user can mend; `str(error)` is one sentence, and the command exits with 1.
+
+    Parameters
+    ----------
+    message
+        One sentence that says what is wrong and how to mend it. It may name a parameter of the Python functions, never
+        an option of the command.
+    parameter
+        The parameter of the Python function that mends it, where there is one. The command adds to the sentence how its
+        own option is called.
+    """
+
+    def __init__(self, message: str, *, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
 
 
 class CheckpointError(WdAnalysisError):

@@ -255,7 +255,8 @@ def test_standard_output_on_a_full_disk_is_no_traceback(here: Path) -> None:
 def test_ctrl_c_keeps_what_was_measured(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wdanalysis import comparison, stream
+    from wdanalysis import comparison
+    from wdanalysis.measure import stream
 
     def interrupted_stream(*arguments: object, **options: object):  # type: ignore[no-untyped-def]
         for count, measured in enumerate(stream.stream(*arguments, **options)):  # type: ignore[arg-type]

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
+from wdanalysis.analysis.readings import reading
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import scatter
-from wdanalysis.readings import reading
 
 
 def panels(figure: Figure) -> list:

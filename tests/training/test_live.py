@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 import wdanalysis as wd
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import OutputError, TrainingError
-from wdanalysis.results import redraw
-from wdanalysis.training.data import Collator, load_data
+from wdanalysis.results.folder import redraw
+from wdanalysis.training.data.batches import Collator, load_data
 from wdanalysis.training.injection import AdapterConfig, adapted_modules, inject
 from wdanalysis.training.live import WeightDecompositionCallback
-from wdanalysis.training.loop import TrainingInterrupted, train
-from wdanalysis.training.plan import TrainingPlan
+from wdanalysis.training.run.loop import TrainingInterrupted, train
+from wdanalysis.training.run.plan import TrainingPlan
 
 METRICS = ["delta_m", "delta_d", "delta_m_signed", "rel_delta_m", "update_norm", "rel_update_norm"]
 

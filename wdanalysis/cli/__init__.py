@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from wdanalysis import __version__
+from wdanalysis._version import __version__
 from wdanalysis.cli.compare import compare
 from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.merge import merge
@@ -19,6 +19,9 @@ from wdanalysis.cli.plot import plot
 from wdanalysis.cli.report import report
 from wdanalysis.cli.train import train
 from wdanalysis.errors import WdAnalysisError
+
+OPTION_NAMES = {"directory": "out", "learning_rate": "lr", "methods": "method"}
+"""Options that are not called as the parameter that they set."""
 
 
 class _Commands(TyperGroup):
@@ -64,6 +67,11 @@ def _options(
     """Options before the command."""
 
 
+def _option(parameter: str | None) -> str:
+    """Name the option that sets a parameter of the Python functions."""
+    return "" if parameter is None else f" (--{OPTION_NAMES.get(parameter, parameter.replace('_', '-'))})"
+
+
 def main() -> None:
     """Run the command line; an error that the user can mend is one sentence and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
@@ -76,7 +84,7 @@ def main() -> None:
     try:
         app()
     except WdAnalysisError as error:
-        sys.stderr.write(f"wd-analyze: {error}\n")
+        sys.stderr.write(f"wd-analyze: {error}{_option(error.parameter)}\n")
         sys.exit(1)
     except OSError as error:
         if error.filename is not None:

@@ -98,7 +98,7 @@ def compare(
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
 
     from wdanalysis.errors import WdAnalysisError
-    from wdanalysis.results import check_free
+    from wdanalysis.results.folder import check_free
 
     if device is options.Device.CUDA:
         raise WdAnalysisError("this version measures on the CPU only; leave out --device cuda.")

@@ -44,7 +44,7 @@ def merge(
     """
     console.quieten_libraries()
 
-    from wdanalysis.training.merge import merge as merge_checkpoints
+    from wdanalysis.merging.merge import merge as merge_checkpoints
 
     with console.progress_bars(quiet=quiet) as (progress, _):
         merged = merge_checkpoints(

@@ -73,7 +73,7 @@ def positive(value: float | None) -> float | None:
 
 def figure_kinds(text: str) -> list[str]:
     """Read ``scatter,layers``, ``all`` or ``none``."""
-    from wdanalysis.drawing import KINDS
+    from wdanalysis.figures.batch import KINDS
 
     if text in ("all", "none"):
         return list(KINDS) if text == "all" else []

@@ -20,10 +20,10 @@ from wdanalysis.errors import TrainingError, WdAnalysisError
 
 if TYPE_CHECKING:
     from wdanalysis.training.injection import ParameterCount
-    from wdanalysis.training.loop import MethodRun
-    from wdanalysis.training.plan import TrainingPlan
-    from wdanalysis.training.recipes import Recipe
-    from wdanalysis.training.trainer import Progress
+    from wdanalysis.training.run.loop import MethodRun
+    from wdanalysis.training.run.plan import TrainingPlan
+    from wdanalysis.training.run.recipes import Recipe
+    from wdanalysis.training.run.trainer import Progress
 
 DEFAULT_OUT = Path("wd-training")
 NEEDED = ("transformers", "accelerate")
@@ -272,7 +272,7 @@ def train(
         return
     console.quieten_libraries()
 
-    from wdanalysis.training.recipes import recipe as find_recipe
+    from wdanalysis.training.run.recipes import recipe as find_recipe
 
     chosen = None if recipe is None else find_recipe(recipe)
     given = {
@@ -316,7 +316,7 @@ def train(
 
 
 def _plan(recipe: Recipe | None, given: Mapping[str, Any]) -> TrainingPlan:
-    from wdanalysis.training.plan import BUNDLED_STEPS, TrainingPlan, recipe_settings
+    from wdanalysis.training.run.plan import BUNDLED_STEPS, TrainingPlan, recipe_settings
 
     if "steps" in given and "epochs" in given:
         raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--steps")
@@ -325,7 +325,7 @@ def _plan(recipe: Recipe | None, given: Mapping[str, Any]) -> TrainingPlan:
 
 
 def _dry_run(plan: TrainingPlan, recipe: Recipe | None, *, as_json: bool) -> None:
-    from wdanalysis.training.loop import count_methods, sentence_of
+    from wdanalysis.training.run.loop import count_methods, sentence_of
 
     counts = count_methods(
         plan if recipe is None or plan.model else dataclasses.replace(plan, model=recipe.model)
@@ -353,7 +353,7 @@ def _train(
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
-    from wdanalysis.training import loop
+    from wdanalysis.training.run import loop
 
     def say(sentence: str) -> None:
         (sys.stderr if as_json else sys.stdout).write(f"{sentence}\n")
@@ -435,7 +435,7 @@ def _print_json(methods: list[dict[str, Any]], **more: Any) -> None:
 
 
 def _print_recipes(*, as_json: bool) -> None:
-    from wdanalysis.training.recipes import RECIPES
+    from wdanalysis.training.run.recipes import RECIPES
 
     if as_json:
         console.lines(

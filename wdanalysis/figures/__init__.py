@@ -4,8 +4,8 @@ Every function takes the table and returns a `matplotlib.figure.Figure` that is 
 without a display, so that a user can go on drawing on it.
 """
 
-from wdanalysis.drawing import save_figures
 from wdanalysis.figures import style
+from wdanalysis.figures.batch import save_figures
 from wdanalysis.figures.heatmap import heatmap
 from wdanalysis.figures.layers import layers
 from wdanalysis.figures.scatter import scatter

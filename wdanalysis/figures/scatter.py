@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from wdanalysis.diagnostics import near_floor
+from wdanalysis.analysis.floors import near_floor
+from wdanalysis.analysis.readings import reading
+from wdanalysis.analysis.regression import Fit, fit
 from wdanalysis.figures import selection, style
-from wdanalysis.readings import reading
-from wdanalysis.statistics import Fit, fit
 
 LEAST_SHARE = 1 / 8
 """Panels share their axes unless a method's points would fill less than this part of a side."""
@@ -32,8 +32,8 @@ def scatter(metrics: pd.DataFrame, module: str, *, share_axes: bool | None = Non
     Colour tells the layer, the marker the step (a range of steps where there are more than seven); a hollow
     marker is a matrix whose ΔD is near what rounding makes by itself. The line
     is the least-squares line over all points of a panel, with the 95 % band of its mean; the numbers above
-    it are those of scope `pooled` in the table of correlations. The heading ends with what `wdanalysis.readings`
-    reads from each panel.
+    it are those of scope `pooled` in the table of correlations. The heading ends with what
+    `wdanalysis.analysis.readings` reads from each panel.
 
     Parameters
     ----------

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from wdanalysis.diagnostics import NEAR_FLOOR, near_floor
+from wdanalysis.analysis.floors import NEAR_FLOOR, near_floor
+from wdanalysis.analysis.regression import at_last_step
 from wdanalysis.errors import ComparisonError
-from wdanalysis.statistics import at_last_step
 
 VALUES = {"delta_m": "ΔM", "delta_d": "ΔD"}
 """The two quantities, by column, as figures name them."""

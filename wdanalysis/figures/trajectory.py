@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wdanalysis.diagnostics import near_floor
+from wdanalysis.analysis.floors import near_floor
 from wdanalysis.figures import profiles, selection, style
 
 

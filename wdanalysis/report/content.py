@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from wdanalysis.diagnostics import NEAR_FLOOR
+from wdanalysis.analysis.floors import NEAR_FLOOR
 from wdanalysis.figures import style
 from wdanalysis.figures.profiles import SQUASHED
 from wdanalysis.figures.scatter import LEAST_SHARE

@@ -23,7 +23,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import TrainingError
-from wdanalysis.training.functional import (
+from wdanalysis.training.fast.functional import (
     Prepared,
     accurate_dtype,
     factored_norm,
@@ -33,7 +33,7 @@ from wdanalysis.training.functional import (
     squared_norms,
     with_gradient,
 )
-from wdanalysis.training.preparation import Preparation, Ready, is_ready
+from wdanalysis.training.fast.preparation import Preparation, Ready, is_ready
 
 Arguments = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Prepared]
 

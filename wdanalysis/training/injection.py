@@ -25,7 +25,7 @@ from wdanalysis.training.adapters import (
     make_lora,
     make_vera,
 )
-from wdanalysis.training.preparation import Preparation
+from wdanalysis.training.fast.preparation import Preparation
 
 
 class Method(NamedTuple):

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from wdanalysis.analysis.table import COLUMNS, metrics_table
 from wdanalysis.checkpoints.adapters import read_adapter
 from wdanalysis.checkpoints.architectures import WRAPPERS
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
 from wdanalysis.comparison import Comparison
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import ComparisonError, TrainingError
-from wdanalysis.plan import plan
-from wdanalysis.provenance import versions
-from wdanalysis.results import check_free
-from wdanalysis.stream import stream
-from wdanalysis.table import COLUMNS, metrics_table
+from wdanalysis.measure.plan import plan
+from wdanalysis.measure.stream import stream
+from wdanalysis.results.folder import check_free
+from wdanalysis.results.provenance import versions
 from wdanalysis.training.adapters import Adapted, VeRAUpdate
 from wdanalysis.training.injection import adapted_modules
 

@@ -1,0 +1,1 @@
+"""What the metrics table says: tables in, tables out."""

@@ -1,0 +1,61 @@
+"""The shrink that all matrices of a checkpoint have in common.
+
+Decoupled weight decay multiplies every weight by 1 − lr·wd at each step: that alone gives a ΔM in proportion to m₀,
+which says which vectors are long and nothing of what was learned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+EXPLAINS = 0.8
+"""The share of Σ (m − m₀)² from which on one common factor is said to explain a checkpoint's change of magnitude."""
+
+COMMON_SHRINK_COLUMNS = (
+    "method",
+    "step",
+    "axis",
+    "matrices",
+    "common_shrink",
+    "explained_share",
+    "shrink_low",
+    "shrink_high",
+    "explains",
+)
+"""The columns of `common_shrink`."""
+
+
+def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Find the one factor that best explains m ≈ (1 − c)·m₀ over all vectors of all changed matrices of a checkpoint.
+
+    Decoupled weight decay leaves c = 1 − Π(1 − lr·wd), about Σ lr·wd, in every matrix that it acts on. By least squares
+    over all vectors, c is the mean of the matrices' own factors with weights ‖W₀‖².
+
+    Parameters
+    ----------
+    metrics
+        The metrics table, with diagnostics.
+
+    Returns
+    -------
+    DataFrame
+        `COMMON_SHRINK_COLUMNS`, a row for each method, step and axis: the number of changed matrices; c; the share
+        1 − Σ (m − (1 − c)·m₀)² / Σ (m − m₀)² that it explains; the least and the largest factor of a single matrix; and
+        whether it `explains` the change: a shrink (c > 0) with a share of at least `EXPLAINS`. Empty numbers
+        where nothing changed.
+    """
+    rows = []
+    changed = metrics[metrics["update_norm"].ne(0) & metrics["shrink"].notna()]
+    by_checkpoint = dict(list(changed.groupby(["method", "step", "axis"], sort=False, dropna=False)))
+    for key in metrics[["method", "step", "axis"]].drop_duplicates().itertuples(index=False, name=None):
+        matrices = by_checkpoint.get(key, changed.iloc[:0])
+        square, own = matrices["base_norm"] ** 2, matrices["shrink"]
+        change2 = (matrices["delta_m_norm"] ** 2).sum()
+        c = float((own * square).sum() / square.sum()) if len(matrices) else np.nan
+        share = float(c**2 * square.sum() / change2) if change2 else np.nan
+        explains = bool(c > 0 and share >= EXPLAINS)
+        rows.append([*key, len(matrices), c, share, own.min(), own.max(), explains])
+    table = pd.DataFrame(rows, columns=list(COMMON_SHRINK_COLUMNS))
+    numbers = dict.fromkeys(COMMON_SHRINK_COLUMNS[4:8], "float64")
+    return table.astype({"step": "Int64", "matrices": "int64", "explains": "bool"} | numbers)

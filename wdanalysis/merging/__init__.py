@@ -1,0 +1,1 @@
+"""An adapter and its base as one model, tensor by tensor."""

@@ -1,0 +1,1 @@
+"""A comparison on the disk, and where its numbers come from."""

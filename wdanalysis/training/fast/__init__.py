@@ -1,0 +1,1 @@
+"""What makes training fast and changes none of its numbers."""

@@ -1,0 +1,1 @@
+"""A training run: its plan, recipes, loop and folder."""
