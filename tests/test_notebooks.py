@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from machine_paths import machine_paths
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 ALL = sorted(NOTEBOOKS.glob("*.ipynb"))
-MACHINE = re.compile(r"/(?:home|Users|root|tmp|work|opt|usr|private|var)/|[A-Z]:\\\\")
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -48,7 +47,7 @@ def test_it_names_no_path_of_the_machine_that_ran_it(path: Path) -> None:
         for cell in read(path).cells
         for output in cell.get("outputs", [])
     ]
-    assert not [text for text in shown if MACHINE.search(text)]
+    assert not [text for text in shown if machine_paths(text)]
 
 
 def test_all_together_are_small() -> None:
