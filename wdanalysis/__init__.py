@@ -1,9 +1,15 @@
 """Weight-decomposition analysis of fine-tuned networks (DoRA, ICML 2024): what tuning did to magnitude and direction.
 
 >>> import wdanalysis as wd
->>> comparison = wd.compare("base.safetensors", {"FT": "ft/", "LoRA": "lora/"}, modules=["q", "v"])  # doctest: +SKIP
->>> comparison.metrics  # doctest: +SKIP
->>> comparison.scatter("q")  # doctest: +SKIP
+>>> samples = {"FT": "sample_checkpoints/ft", "DoRA": "sample_checkpoints/dora"}
+>>> comparison = wd.compare("sample_checkpoints/base", samples, modules=["q", "v"])
+>>> comparison.metrics[["method", "step", "layer", "module", "delta_m", "delta_d"]].head(2)
+  method  step  layer module  delta_m  delta_d
+0     FT    60      0      q   0.0157   0.0050
+1     FT    60      0      v   0.0053   0.0473
+>>> figure = comparison.scatter("q")  # ΔM over ΔD, a point for each layer and step
+
+What is heavy (torch, pandas, matplotlib) is imported when a name that needs it is first used.
 """
 
 from __future__ import annotations

@@ -32,6 +32,15 @@ class Decomposition(NamedTuple):
     direction
         W / ‖W‖_c, out × in, each vector of unit length. An all-zero vector has no direction and stays zero, so that
         magnitude · direction is W for every W.
+
+    Examples
+    --------
+    >>> W = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    >>> parts = wd.decompose(W, axis="in")
+    >>> parts.magnitude
+    tensor([3.0000, 4.4721], dtype=torch.float64)
+    >>> bool(torch.allclose(parts.magnitude * parts.direction, W.double()))
+    True
     """
 
     magnitude: Tensor
@@ -60,8 +69,7 @@ def decompose(weight: Tensor, axis: Axis = "out") -> Decomposition:
 
     Examples
     --------
-    >>> import torch
-    >>> magnitude, direction = decompose(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    >>> magnitude, direction = wd.decompose(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
     >>> magnitude
     tensor([5., 2.], dtype=torch.float64)
     """
@@ -85,6 +93,14 @@ def delta_m(base: Tensor, tuned: Tensor, axis: Axis = "out") -> float:
     ------
     ValueError
         The shapes differ, or as in `decompose`.
+
+    Examples
+    --------
+    Doubled, then turned by a quarter: only the first changes a length, from 5 to 10.
+
+    >>> base, tuned = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[6.0, 8.0], [2.0, 0.0]])
+    >>> wd.delta_m(base, tuned)
+    2.5
     """
     _same_shape(base, tuned)
     m0, m = decompose(base, axis).magnitude, decompose(tuned, axis).magnitude
@@ -109,6 +125,14 @@ def delta_d(base: Tensor, tuned: Tensor, axis: Axis = "out") -> float:
     ------
     ValueError
         The shapes differ, or as in `decompose`.
+
+    Examples
+    --------
+    Doubled, then turned by a quarter: only the second changes a direction, to a cosine of 0.
+
+    >>> base, tuned = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[6.0, 8.0], [2.0, 0.0]])
+    >>> wd.delta_d(base, tuned)
+    0.5
     """
     _same_shape(base, tuned)
     (m0, u0), (m, u) = decompose(base, axis), decompose(tuned, axis)

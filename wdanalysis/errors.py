@@ -1,4 +1,13 @@
-"""The error that a user may read: one sentence that names the file, the tensor and the mend."""
+"""The errors that a user may read: one sentence that names the file, the tensor and the mend.
+
+All are `WdAnalysisError`, so that one `except` is enough; the kinds say at which stage a run stopped.
+
+>>> try:
+...     wd.inspect("llama/")
+... except wd.WdAnalysisError as error:
+...     print(error)
+llama does not exist; pass a file or folder on this machine.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +23,14 @@ class WdAnalysisError(Exception):
     parameter
         The parameter of the Python function that mends it, where there is one. The command adds to the sentence how its
         own option is called.
+
+    Examples
+    --------
+    >>> error = wd.WdAnalysisError("adapter.bin comes without its configuration: give alpha.", parameter="alpha")
+    >>> str(error)
+    'adapter.bin comes without its configuration: give alpha.'
+    >>> error.parameter  # the command's sentence ends with (--alpha)
+    'alpha'
     """
 
     def __init__(self, message: str, *, parameter: str | None = None) -> None:

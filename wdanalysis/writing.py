@@ -24,6 +24,11 @@ def write_whole(path: Path, fill: Callable[[BufferedWriter], Any]) -> Path:
     ------
     OutputError
         The disk is full, or the folder may not be written.
+
+    Examples
+    --------
+    >>> write_whole(tmp / "new" / "a.txt", lambda file: file.write(b"whole")).read_text()
+    'whole'
     """
     with plain_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
