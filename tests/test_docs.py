@@ -60,6 +60,7 @@ def beside_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("beside_the_samples")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_and_python_block_of_a_page_runs(page: Path) -> None:

@@ -25,6 +25,7 @@ def test_there_are_four() -> None:
     assert [path.stem[0] for path in ALL] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ALL, ids=name_of)
 def test_it_runs_from_a_clean_kernel(path: Path) -> None:
     folder = {"metadata": {"path": str(NOTEBOOKS)}}

@@ -91,6 +91,7 @@ def test_the_base_of_the_samples_is_the_bundled_one() -> None:
         assert (SAMPLES / "base" / name).read_bytes() == (bundled_model_folder() / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_base_predicts_source_that_it_has_not_seen_far_better_than_frequencies_do() -> None:
     batch = windows(library_source(held_out=True), 32)
     frequencies = np.unique(batch, return_counts=True)[1] / batch.numel()
@@ -115,6 +116,7 @@ def test_every_method_keeps_four_steps_and_its_held_out_loss_falls_from_each_to_
     assert losses.iloc[-1] < losses.iloc[0] - 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_transformers_and_peft_load_a_model_that_predicts_documentation_better_than_the_base(
     method: str,

@@ -177,6 +177,7 @@ def test_an_update_of_nothing_measures_zero(folder: Path) -> None:
     assert rows["delta_m"].max() < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ft", "dora"])
 def test_a_resumed_run_goes_on_with_its_table_and_its_base(
     plan: TrainingPlan, tmp_path: Path, method: str

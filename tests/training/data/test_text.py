@@ -54,6 +54,7 @@ def test_what_some_pythons_lack_and_what_names_the_machine_is_left_out(small_lib
     assert library_source_files() == [small_library / "argparse.py"]
 
 
+@pytest.mark.slow
 def test_documentation_is_what_help_shows() -> None:
     documents = library_documentation()
     assert any(inspect.getdoc(json.decoder.JSONDecoder.raw_decode) in text for text in documents)
@@ -81,6 +82,7 @@ def test_a_file_is_read_in_the_encoding_that_it_names(small_library: Path) -> No
     assert library_source() == [text]
 
 
+@pytest.mark.slow
 def test_the_held_out_part_and_the_rest_are_all_of_it() -> None:
     files = [path.relative_to(LIBRARY).as_posix() for path in library_source_files()]
     held_out = [name for name in files if is_held_out(name)]
