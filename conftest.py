@@ -1,11 +1,12 @@
 """What the examples in docstrings may use without making it: `wd`, `np`, `pd`, `torch`, `run` and `tmp`.
 
-`run` is a small comparison of the samples (full tuning and DoRA; modules q and v), measured once and only where an
-example names it; `tmp` is an empty folder. Examples run in the repository's root.
+`run` is a small comparison of the samples (methods ``ft`` and ``dora``, modules q and v), measured once and only where
+an example names it; `tmp` is an empty folder. Examples run in the root of the repository.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ ROOT = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def sample_run() -> Any:
-    """ΔM and ΔD of q and v in `sample_checkpoints`, by full tuning and by DoRA."""
+    """ΔM and ΔD of q and v in `sample_checkpoints`; the methods are called ``ft`` and ``dora``."""
     import wdanalysis as wd
 
-    samples = ROOT / "sample_checkpoints"
-    return wd.compare(samples / "base", {"FT": samples / "ft", "DoRA": samples / "dora"}, modules=["q", "v"])
+    tuned = ["sample_checkpoints/ft", "sample_checkpoints/dora"]
+    with contextlib.chdir(ROOT):
+        return wd.compare("sample_checkpoints/base", tuned, modules=["q", "v"])
 
 
 @pytest.fixture(autouse=True)

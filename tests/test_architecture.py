@@ -40,3 +40,21 @@ def test_every_published_name_has_a_runnable_example() -> None:
     assert {wd.compare, wd.decompose, wd.errors} <= set(names)
     without = [name for documented, name in names.items() if not has_runnable_example(documented)]
     assert not without, "no runnable example (>>>) in: " + ", ".join(without)
+
+
+def test_the_page_on_the_architecture_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./]+(?:/|\.(?:py|md|toml)))(?::(\w+))?`", page)
+    assert len(named) > 50
+    missing = [f"{path}:{name}" if name else path for path, name in named if not is_there(path, name)]
+    assert not missing, "docs/architecture.md names what is not there: " + ", ".join(missing)
+
+
+def is_there(path: str, name: str) -> bool:
+    """Whether a file or folder, below the package or the root, is there and defines a name."""
+    found = next((place for root in (ROOT / "wdanalysis", ROOT) if (place := root / path).exists()), None)
+    if found is None or not name:
+        return found is not None
+    return bool(
+        re.search(rf"^(def|class) {name}\b|^{name}\b.* = ", found.read_text(encoding="utf-8"), re.MULTILINE)
+    )
