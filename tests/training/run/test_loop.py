@@ -22,9 +22,10 @@ from wdanalysis.errors import OutputError, TrainingError
 from wdanalysis.training.data.batches import load_data
 from wdanalysis.training.peft_folder import load_adapter
 from wdanalysis.training.run.curves import losses
-from wdanalysis.training.run.loop import MethodRun, TrainingInterrupted, load_model, load_tokenizer, train
+from wdanalysis.training.run.folder import RunFolder
+from wdanalysis.training.run.loop import MethodRun, TrainingInterrupted, train
+from wdanalysis.training.run.model import load_model, load_tokenizer
 from wdanalysis.training.run.plan import TrainingPlan
-from wdanalysis.training.run.run_folder import RunFolder
 from wdanalysis.training.run.trainer import MethodTrainer, saved_steps
 
 Batches = dict[str, list[dict[str, Tensor]]]
@@ -246,7 +247,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(plan: TrainingPlan, tmp_path: Path) -> None:
-    with pytest.raises(TrainingInterrupted, match=r"after step 3; .*checkpoint-3 is kept: .*--resume"):
+    with pytest.raises(TrainingInterrupted, match=r"after step 3; .*checkpoint-3 is kept: resume it"):
         train(plan, tmp_path, callbacks=[StopAt(3)])
     with pytest.raises(TrainingInterrupted, match="no checkpoint was written yet"):
         train(plan, tmp_path / "early", callbacks=[StopAt(0)])
@@ -294,7 +295,7 @@ def test_of_instructions_only_answers_are_learnt(
 
 
 def test_examples_longer_than_the_model_reads_are_refused(plan: TrainingPlan, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="256 positions, fewer than the 512 of --max-length"):
+    with pytest.raises(TrainingError, match="256 positions, fewer than the 512 of an example's max length"):
         train(replace(plan, max_length=512), tmp_path)
 
 
@@ -356,9 +357,9 @@ def test_a_4_bit_base_is_trained_and_is_a_setting_of_the_run(plan: TrainingPlan,
         ({"methods": ("dpo",)}, "there is no method 'dpo'"),
         ({"scheduler": "square"}, "there is no scheduler 'square'"),
         ({"quantize": "4bit", "methods": ("ft",)}, "not quantized"),
-        ({"steps": 0}, "steps must be above 0"),
+        ({"steps": 0}, "steps must be at least 1, and is 0"),
         ({"dropout": 1.0}, "dropout must be"),
-        ({"warmup": -1}, "warmup must not be below 0"),
+        ({"warmup": -1}, "warmup must be at least 0, and is -1"),
         ({"learning_rate": math.nan}, "learning rate must be above 0"),
     ],
 )
