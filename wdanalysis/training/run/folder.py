@@ -35,11 +35,6 @@ class RunFolder:
         """Return the checkpoint to go on from."""
         return next(reversed(self.checkpoints()), None)
 
-    def last_step(self) -> int:
-        """Return the step of the last checkpoint; 0 where there is none."""
-        last = self.last_checkpoint()
-        return 0 if last is None else _step(last)
-
     def is_finished(self) -> bool:
         """Whether the last checkpoint is that of the run's last step."""
         last = self.last_checkpoint()

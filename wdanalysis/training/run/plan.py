@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import groupby
@@ -35,6 +35,18 @@ CHECKPOINTS = 4
 """The paper's four steps of Figure 2: three intermediate and the last."""
 
 
+BOUNDS: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
+    {
+        "x>0": ("above 0", lambda x: 0 < x < math.inf),
+        "x>=0": ("at least 0", lambda x: x >= 0),
+        "x>=1": ("at least 1", lambda x: x >= 1),
+        "x>=2": ("at least 2", lambda x: x >= 2),
+        "0<=x<1": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    }
+)
+"""What a number may be: in words, and whether one is."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a field of a plan says of itself; its check and the command's option are made of it.
@@ -45,58 +57,33 @@ class Setting:
         What it does, in a line; the name of another setting stands in backticks.
     panel
         Of `PANELS`; None: the command has no option for it.
+    bounds
+        Of `BOUNDS`.
     written
         How its value is written on a command line, where its type does not say so.
     otherwise
         What is done where it is not given, where its default does not say so.
-    least, above, below
-        The bounds of its value: from `least` on, or only above `above`, and below `below`.
     decides
         Whether the numbers depend on it, so that a resumed run must have the same.
     """
 
     help: str
     panel: str | None
+    bounds: str | None = None
     written: str | None = None
     otherwise: str | None = None
-    least: float | None = None
-    above: float | None = None
-    below: float | None = None
     decides: bool = True
-
-    @property
-    def bounds(self) -> str:
-        """The bounds as an inequality in x; empty where there are none.
-
-        >>> Setting("Before A.", ADAPTERS, least=0, below=1).bounds
-        '0<=x<1'
-        >>> Setting("α.", ADAPTERS, above=0).bounds
-        'x>0'
-        """
-        if self.below is not None:
-            return f"{self.least:g}<=x<{self.below:g}"
-        if self.above is not None:
-            return f"x>{self.above:g}"
-        return "" if self.least is None else f"x>={self.least:g}"
 
     def objection(self, value: float) -> str | None:
         """Say what is wrong with a number; None where it is within the bounds.
 
-        >>> Setting("Before A.", ADAPTERS, least=0, below=1).objection(1.5)
+        >>> Setting("Before A.", ADAPTERS, "0<=x<1").objection(1.5)
         'must be at least 0 and below 1, and is 1.5'
         """
-        parts = []
-        within = True
-        if self.least is not None:
-            parts.append(f"at least {self.least:g}")
-            within &= value >= self.least
-        if self.above is not None:
-            parts.append(f"above {self.above:g}")
-            within &= self.above < value < math.inf
-        if self.below is not None:
-            parts.append(f"below {self.below:g}")
-            within &= value < self.below
-        return None if within else f"must be {' and '.join(parts)}, and is {value}"
+        if self.bounds is None:
+            return None
+        words, holds = BOUNDS[self.bounds]
+        return None if holds(value) else f"must be {words}, and is {value}"
 
 
 def _of_methods(value: str, form: str) -> str:
@@ -129,96 +116,56 @@ class TrainingPlan:
     wdanalysis.errors.TrainingError: dropout must be at least 0 and below 1, and is 1.
     """
 
-    methods: Annotated[
-        tuple[str, ...],
-        Setting(
-            f"Of {','.join(METHODS)}; several see the same batches in the same order.",
-            INPUTS,
-            written="NAMES",
-            otherwise="dora, or the recipe's",
-            decides=False,
-        ),
-    ] = ("dora",)
-    model: Annotated[
-        str | None,
-        Setting(
-            "A causal language model. `dry_run` takes a config.json as well.",
-            INPUTS,
-            written="PATH|HUB-ID",
-            otherwise="the bundled base",
-        ),
-    ] = None
-    data: Annotated[
-        tuple[Path, ...],
-        Setting(
-            "Text, or JSON with text or instruction, input, output (loss on the answer only); a file or a folder.",
-            INPUTS,
-            written="PATH",
-            otherwise="documentation in Python's library",
-        ),
-    ] = ()
+    # fmt: off
+    methods: Annotated[tuple[str, ...], Setting(
+        f"Of {','.join(METHODS)}; several see the same batches in the same order.", INPUTS, written="NAMES",
+        otherwise="dora, or the recipe's", decides=False)] = ("dora",)
+    model: Annotated[str | None, Setting(
+        "A causal language model. `dry_run` takes a config.json as well.", INPUTS, written="PATH|HUB-ID",
+        otherwise="the bundled base")] = None
+    data: Annotated[tuple[Path, ...], Setting(
+        "Text, or JSON with text or instruction, input, output (loss on the answer only); a file or a folder.", INPUTS,
+        written="PATH", otherwise="documentation in Python's library")] = ()
     eval_data: Annotated[tuple[Path, ...], Setting("Held-out data.", INPUTS, written="PATH")] = ()
-    eval_fraction: Annotated[float, Setting("Share of `data` to hold out.", INPUTS, least=0, below=1)] = 0.05
-    max_length: Annotated[int, Setting("Tokens of a block or record.", INPUTS, least=2)] = 256
-    rank: Annotated[int | None, Setting("r.", ADAPTERS, least=1, otherwise=_of_methods("rank", "d"))] = None
-    alpha: Annotated[float | None, Setting("α.", ADAPTERS, above=0, otherwise="2 r")] = None
-    dropout: Annotated[float, Setting("Before A.", ADAPTERS, least=0, below=1)] = 0.0
-    targets: Annotated[
-        str | tuple[str, ...], Setting("What is adapted.", ADAPTERS, written="q,v | all | REGEX")
-    ] = ("q", "v")
-    magnitude_targets: Annotated[
-        str | tuple[str, ...] | None,
-        Setting(
-            "Where DoRA trains m (paper, section 5.6).",
-            ADAPTERS,
-            written="ROLES|REGEX",
-            otherwise="as `targets`",
-        ),
-    ] = None
+    eval_fraction: Annotated[float, Setting("Share of `data` to hold out.", INPUTS, "0<=x<1")] = 0.05
+    max_length: Annotated[int, Setting("Tokens of a block or record.", INPUTS, "x>=2")] = 256
+
+    rank: Annotated[int | None, Setting("r.", ADAPTERS, "x>=1", otherwise=_of_methods("rank", "d"))] = None
+    alpha: Annotated[float | None, Setting("α.", ADAPTERS, "x>0", otherwise="2 r")] = None
+    dropout: Annotated[float, Setting("Before A.", ADAPTERS, "0<=x<1")] = 0.0
+    targets: Annotated[str | tuple[str, ...], Setting(
+        "What is adapted.", ADAPTERS, written="q,v | all | REGEX")] = ("q", "v")
+    magnitude_targets: Annotated[str | tuple[str, ...] | None, Setting(
+        "Where DoRA trains m (paper, section 5.6).", ADAPTERS, written="ROLES|REGEX",
+        otherwise="as `targets`")] = None
     axis: Annotated[Axis, Setting("m for each output or each input feature.", ADAPTERS)] = "out"
     full_gradient: Annotated[bool, Setting("Gradient through the norm (Eq. 6).", ADAPTERS)] = False
-    quantize: Annotated[
-        Literal["4bit"] | None, Setting("Base of an adapter in 4 bits (QLoRA).", ADAPTERS)
-    ] = None
-    learning_rate: Annotated[
-        float | None,
-        Setting("Peak learning rate.", OPTIMIZATION, above=0, otherwise=_of_methods("learning_rate", ".0e")),
-    ] = None
-    weight_decay: Annotated[float, Setting("AdamW's.", OPTIMIZATION, least=0)] = 0.0
-    batch_size: Annotated[int, Setting("Examples on a device.", OPTIMIZATION, least=1)] = 8
-    accumulation: Annotated[int, Setting("Batches in a step.", OPTIMIZATION, least=1)] = 1
-    steps: Annotated[int | None, Setting("Instead of `epochs`.", OPTIMIZATION, least=1)] = None
-    epochs: Annotated[
-        float,
-        Setting(
-            "Passes over the data.",
-            OPTIMIZATION,
-            above=0,
-            otherwise=f"{DEFAULT_EPOCHS:g}; bundled data: {BUNDLED_STEPS} steps",
-        ),
-    ] = DEFAULT_EPOCHS
-    warmup: Annotated[float, Setting("Steps; below 1, a share of all.", OPTIMIZATION, least=0)] = 0
-    scheduler: Annotated[
-        Literal["linear", "cosine", "constant", "constant_with_warmup"],
-        Setting("After the warmup.", OPTIMIZATION),
-    ] = "linear"
-    max_grad_norm: Annotated[float, Setting("Where gradients are clipped; 0: nowhere.", None, least=0)] = 1.0
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        Setting(
-            "Of the base in memory.",
-            OPTIMIZATION,
-            otherwise="auto: ft float32, adapters as stored; float32 on a CPU",
-        ),
-    ] = "auto"
-    gradient_checkpointing: Annotated[
-        bool, Setting("Less memory, more time.", OPTIMIZATION, decides=False)
-    ] = False
+    quantize: Annotated[Literal["4bit"] | None, Setting(
+        "Base of an adapter in 4 bits (QLoRA).", ADAPTERS)] = None
+
+    learning_rate: Annotated[float | None, Setting(
+        "Peak learning rate.", OPTIMIZATION, "x>0", otherwise=_of_methods("learning_rate", ".0e"))] = None
+    weight_decay: Annotated[float, Setting("AdamW's.", OPTIMIZATION, "x>=0")] = 0.0
+    batch_size: Annotated[int, Setting("Examples on a device.", OPTIMIZATION, "x>=1")] = 8
+    accumulation: Annotated[int, Setting("Batches in a step.", OPTIMIZATION, "x>=1")] = 1
+    steps: Annotated[int | None, Setting("Instead of `epochs`.", OPTIMIZATION, "x>=1")] = None
+    epochs: Annotated[float, Setting(
+        "Passes over the data.", OPTIMIZATION, "x>0",
+        otherwise=f"{DEFAULT_EPOCHS:g}; bundled data: {BUNDLED_STEPS} steps")] = DEFAULT_EPOCHS
+    warmup: Annotated[float, Setting("Steps; below 1, a share of all.", OPTIMIZATION, "x>=0")] = 0
+    scheduler: Annotated[Literal["linear", "cosine", "constant", "constant_with_warmup"], Setting(
+        "After the warmup.", OPTIMIZATION)] = "linear"
+    max_grad_norm: Annotated[float, Setting("Where gradients are clipped; 0: nowhere.", None, "x>=0")] = 1.0
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Setting(
+        "Of the base in memory.", OPTIMIZATION,
+        otherwise="auto: ft float32, adapters as stored; float32 on a CPU")] = "auto"
+    gradient_checkpointing: Annotated[bool, Setting(
+        "Less memory, more time.", OPTIMIZATION, decides=False)] = False
     seed: Annotated[int, Setting("Of data order, held-out share, adapters, dropout.", OPTIMIZATION)] = 0
-    save_steps: Annotated[
-        int | None,
-        Setting("Steps between checkpoints.", OUTPUT, least=1, otherwise="four, evenly", decides=False),
-    ] = None
+
+    save_steps: Annotated[int | None, Setting(
+        "Steps between checkpoints.", OUTPUT, "x>=1", otherwise="four, evenly", decides=False)] = None
+    # fmt: on
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -309,7 +256,7 @@ class PlanField:
         spoken = self.name.replace("_", " ")
         if self.choices:
             _check_known(self.name, spoken, value, self.choices)
-        if self.setting.bounds and (objection := self.setting.objection(value)):
+        if objection := self.setting.objection(value):
             raise TrainingError(f"{spoken} {objection}.", parameter=self.name)
 
 

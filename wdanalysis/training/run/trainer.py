@@ -80,7 +80,10 @@ class MethodTrainer(Trainer):
             save_adapter(model, folder, base_name=self._adapter_base, state_dict=gathered)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Leave adapters as they are: the model was given those of the checkpoint when it was loaded."""
+        """Leave adapters as they are: the model was given those of the checkpoint when it was loaded.
+
+        The Trainer has no public way to resume the optimizer without the weights, and reads adapters of PEFT's only.
+        """
         if self._adapter_base is None or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
