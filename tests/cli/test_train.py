@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 import wdanalysis as wd
 from wdanalysis.cli import app, main
-from wdanalysis.training.data import batches as data
-from wdanalysis.training.data import text
+from wdanalysis.training.data.formats import PROMPT
 from wdanalysis.training.run import loop
 from wdanalysis.training.run.recipes import RECIPES
 
@@ -152,9 +151,10 @@ def test_recipes_are_listed() -> None:
         (["--data", "empty.txt"], "empty.txt holds no text"),
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--model", "nowhere"], "nowhere cannot be loaded"),
-        (["--out", "text.txt"], "text.txt is a file"),
-        (["--quantize", "4bit", "--method", "ft"], "leave out --quantize"),
-        (["--max-length", "1024"], "lower that"),
+        (["--out", "text.txt"], "text.txt is a file: name a folder. (--out)"),
+        (["--eval-data", "nowhere"], "(--eval-data)"),
+        (["--quantize", "4bit", "--method", "ft"], "quantize none, or leave it out. (--quantize)"),
+        (["--max-length", "1024"], "lower that. (--max-length)"),
     ],
 )
 def test_what_goes_wrong_is_one_sentence_and_exit_code_1(
@@ -196,7 +196,7 @@ def test_ctrl_c_ends_in_one_sentence(
     monkeypatch.setattr(loop, "train", interrupted)
     code, _, err = run(*TINY, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 1
-    assert err.endswith("wd-analyze: dora was interrupted after step 1.\n")
+    assert err.endswith("wd-analyze: dora was interrupted after step 1. (--resume)\n")
 
 
 def test_without_a_model_and_data_it_tunes_the_bundled_base_on_pythons_documentation(
@@ -205,7 +205,7 @@ def test_without_a_model_and_data_it_tunes_the_bundled_base_on_pythons_documenta
     def some_documentation(*, held_out: bool = False) -> list[str]:
         return ["Return the length of an object.\n" * 20] * (1 if held_out else 4)
 
-    monkeypatch.setattr(text, "library_documentation", some_documentation)
+    monkeypatch.setattr(loop, "library_documentation", some_documentation)
     result = CliRunner().invoke(
         app, ["train", "--steps", "2", "--max-length", "32", "--out", "runs", "--json"]
     )
@@ -223,7 +223,7 @@ def test_steps_and_epochs_together_are_wrong_usage() -> None:
 def test_a_cut_answer_is_told(here: Path) -> None:
     record = {"instruction": "Go on.", "input": "", "output": "a" * 400}
     Path("records.jsonl").write_text("\n".join([json.dumps(record)] * 4))
-    assert len(data.PROMPT) < 256
+    assert len(PROMPT) < 256
     arguments = [argument.replace("text.txt", "records.jsonl").replace("32", "256") for argument in TINY]
     result = CliRunner().invoke(app, ["train", *arguments, "--eval-fraction", "0"])
     assert "4 of 4 instructions were cut at 256 tokens" in result.stdout

@@ -8,14 +8,14 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from wdanalysis.errors import TrainingError
-from wdanalysis.training.adapters import AdaptedConv1D, AdaptedEmbedding, LoRAUpdate, VeRAUpdate
+from wdanalysis.training.adapters import AdaptedConv1D, AdaptedEmbedding, VeRAUpdate
 from wdanalysis.training.injection import (
-    METHODS,
     AdapterConfig,
     adapted_modules,
     count_parameters,
     inject,
 )
+from wdanalysis.training.methods import ADAPTER_METHODS
 
 
 def llama(device: str = "cpu") -> LlamaForCausalLM:
@@ -71,21 +71,21 @@ def test_a_fused_projection_is_adapted_as_a_whole_and_conv1d_is_known() -> None:
     assert layer.features == (48, 16)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_only_the_adapters_are_trained_and_the_outputs_stay(method: str) -> None:
     model = llama()
     before = model(TOKENS).logits
     names = inject(model, AdapterConfig(method, 2))
     assert torch.equal(model(TOKENS).logits, before)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    parts = ("A", "B") if METHODS[method].update is LoRAUpdate else ("lambda_d", "lambda_b")
+    parts = ("A", "B") if ADAPTER_METHODS[method].update == "lora" else ("lambda_d", "lambda_b")
     expected = {f"{name}.update.{part}" for name in names for part in parts}
-    if METHODS[method].magnitude:
+    if ADAPTER_METHODS[method].magnitude:
         expected |= {f"{name}.magnitude" for name in names}
     assert trained == expected
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_training_lowers_the_loss_and_changes_no_base_weight(method: str) -> None:
     model = llama()
     inject(model, AdapterConfig(method, 4, targets="all"))
@@ -138,7 +138,7 @@ def test_vera_shares_one_pair_of_projections_that_moves_with_the_model() -> None
     assert len({update.projection.A.data_ptr() for update in updates}) == 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_the_meta_device_counts_as_the_real_one(method: str) -> None:
     counts = []
     for device in ("cpu", "meta"):

@@ -13,6 +13,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from wdanalysis.training.data.packing import Example
+
 WORDS = [
     "the",
     "weight",
@@ -37,6 +39,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<end>", pad_token="<end>")
+
+
+def decoded(example: Example) -> str:
+    return tokenizer().decode(example.tokens)
 
 
 def model_folder(folder: Path, *, dtype: torch.dtype = torch.float32, width: int = 16) -> Path:

@@ -2,53 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from wdanalysis._version import __version__
 from wdanalysis.cli.compare import compare
 from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.merge import merge
+from wdanalysis.cli.options import option_name
 from wdanalysis.cli.plot import plot
 from wdanalysis.cli.report import report
 from wdanalysis.cli.train import train
 from wdanalysis.errors import WdAnalysisError
 
-OPTION_NAMES = {"directory": "out", "learning_rate": "lr", "methods": "method"}
-"""Options that are not called as the parameter that they set."""
 
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """Let Ctrl-C end a command in one sentence."""
 
-class _Commands(TyperGroup):
-    """The commands, of which any may be interrupted."""
-
-    def invoke(self, ctx: Any) -> Any:
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
         try:
-            return super().invoke(ctx)
+            command(*arguments, **options)
         except KeyboardInterrupt:
             raise WdAnalysisError("interrupted; what was written until then is whole.") from None
+
+    return run
 
 
 app = typer.Typer(
     name="wd-analyze",
-    cls=_Commands,
     help="What fine-tuning did to the weights: magnitude (ΔM) and direction (ΔD), after the DoRA paper.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(compare)
-app.command()(plot)
-app.command()(report)
-app.command()(inspect)
-app.command()(train)
-app.command()(merge)
+for command in (compare, plot, report, inspect, train, merge):
+    app.command()(_interruptible(command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -67,11 +64,6 @@ def _options(
     """Options before the command."""
 
 
-def _option(parameter: str | None) -> str:
-    """Name the option that sets a parameter of the Python functions."""
-    return "" if parameter is None else f" (--{OPTION_NAMES.get(parameter, parameter.replace('_', '-'))})"
-
-
 def main() -> None:
     """Run the command line; an error that the user can mend is one sentence and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
@@ -84,7 +76,8 @@ def main() -> None:
     try:
         app()
     except WdAnalysisError as error:
-        sys.stderr.write(f"wd-analyze: {error}{_option(error.parameter)}\n")
+        option = f" ({option_name(error.parameter)})" if error.parameter else ""
+        sys.stderr.write(f"wd-analyze: {error}{option}\n")
         sys.exit(1)
     except OSError as error:
         if error.filename is not None:

@@ -6,11 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from wdanalysis.cli import console, options
+from wdanalysis.decomposition import Axis
 
 if TYPE_CHECKING:
     from wdanalysis.comparison import Comparison
@@ -35,11 +36,11 @@ def compare(
         ),
     ] = None,
     axis: Annotated[
-        options.AxisChoice,
+        Axis,
         typer.Option(
             help="One vector per output feature (as the paper's code and PEFT) or per input feature."
         ),
-    ] = options.AxisChoice.OUT,
+    ] = "out",
     modules: Annotated[
         str | None,
         typer.Option(
@@ -54,18 +55,12 @@ def compare(
     steps: Annotated[
         str | None, typer.Option(metavar="500,1000", help="Training steps to keep.", show_default="all")
     ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="LoRA's α, for an adapter file without its adapter_config.json.",
-            show_default="from the config",
-            callback=options.positive,
-        ),
-    ] = None,
+    alpha: options.Alpha = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = DEFAULT_OUT,
     device: Annotated[
-        options.Device, typer.Option(help="Where to compute; auto takes the best that there is.")
-    ] = options.Device.AUTO,
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Where to compute; auto takes the best that there is."),
+    ] = "auto",
     diagnostics: Annotated[
         bool,
         typer.Option(help="Also measure uniform shrink, rounding floors and the spread over the vectors."),
@@ -79,10 +74,10 @@ def compare(
     figures: Annotated[
         str, typer.Option(metavar="KINDS", help="Of scatter,layers,trajectory,heatmap; or all; or none.")
     ] = "all",
-    format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = options.Format.PNG,
+    format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace results that are in DIR.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: options.Quiet = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the table.")
     ] = False,
@@ -100,7 +95,7 @@ def compare(
     from wdanalysis.errors import WdAnalysisError
     from wdanalysis.results.folder import check_free
 
-    if device is options.Device.CUDA:
+    if device == "cuda":
         raise WdAnalysisError("this version measures on the CPU only; leave out --device cuda.")
 
     check_free(out, force=force)
@@ -113,7 +108,7 @@ def compare(
             compared = run.compare_paths(
                 base,
                 named,
-                axis=axis.value,
+                axis=axis,
                 modules=modules,
                 layers=kept_layers,
                 steps=kept_steps,
@@ -132,7 +127,7 @@ def compare(
                 f"interrupted; the {len(partial.metrics)} rows measured so far are in {out} "
                 '(its run.json says "complete": false).'
             ) from None
-    written = compared.save(out, figures=kinds, format=format.value, force=force, report=report)
+    written = compared.save(out, figures=kinds, format=format, force=force, report=report)
     if as_json:
         console.lines(json.dumps(_as_json(compared, out, written), ensure_ascii=False))
     elif not quiet:

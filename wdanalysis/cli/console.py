@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.progress import ProgressColumn
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn, TaskID
+
+    from wdanalysis.measure.stream import Progress
+    from wdanalysis.training.run.trainer import TrainingProgress
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
@@ -45,46 +49,59 @@ def warn(texts: Iterable[str]) -> None:
         sys.stderr.write(f"warning: {text}\n")
 
 
-Bar = Callable[[int, int], None]
-"""Called with what is done and what there is to do."""
-
-
 @contextmanager
-def progress_bars(*, quiet: bool) -> Iterator[tuple[Bar | None, Bar | None]]:
+def progress_bars(*, quiet: bool) -> Iterator[tuple[Progress | None, Progress | None]]:
     """Show bytes read, then matrices decomposed, with the time left, on standard error where that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None, None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import DownloadColumn, MofNCompleteColumn, TransferSpeedColumn
 
-    stderr = Console(stderr=True)
-    start, end = (TextColumn("{task.description}"), BarColumn()), TimeRemainingColumn()
     with ExitStack() as shown:
 
-        def bar(text: str, *columns: ProgressColumn) -> Bar:
-            progress = Progress(*start, *columns, end, console=stderr, transient=True)
-            task = progress.add_task(text, total=None)
+        def bar(text: str, *columns: ProgressColumn) -> Progress:
+            bars = _bars(*columns)
+            task = bars.add_task(text, total=None)
 
             def update(done: int, total: int) -> None:
                 if not done:
-                    shown.enter_context(progress)
-                progress.update(task, completed=done, total=total)
+                    shown.enter_context(bars)
+                bars.update(task, completed=done, total=total)
                 if done == total:
-                    progress.stop()
+                    bars.stop()
 
             return update
 
         reading = bar("reading", DownloadColumn(), TransferSpeedColumn())
         yield reading, bar("singular values", MofNCompleteColumn())
+
+
+@contextmanager
+def training_bars(*, quiet: bool) -> Iterator[TrainingProgress | None]:
+    """Show method, step, loss and time left, a bar a method, on standard error where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import MofNCompleteColumn, TextColumn
+
+    with _bars(MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}")) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(method: str, step: int, last: int, loss: float | None) -> None:
+            if method not in tasks:
+                tasks[method] = bars.add_task(method, total=last, loss="–")
+            bars.update(tasks[method], completed=step, loss="–" if loss is None else f"{loss:.3f}")
+
+        yield update
+
+
+def _bars(*columns: ProgressColumn) -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    start, end = (TextColumn("{task.description}"), BarColumn()), TimeRemainingColumn()
+    return Bars(*start, *columns, end, console=Console(stderr=True), transient=True)
 
 
 def readings(table: pd.DataFrame, most: int = 6) -> None:

@@ -21,14 +21,7 @@ LONGEST_SETTING = 100
 
 def inspect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files or folders.")],
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="LoRA's α, for an adapter file without its adapter_config.json.",
-            show_default="from the config",
-            callback=options.positive,
-        ),
-    ] = None,
+    alpha: options.Alpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
 ) -> None:
     """Say what files and folders are: format, dtypes, matrices by role and layer, steps, adapter settings, size.
@@ -78,7 +71,8 @@ def _print(found: Inspection) -> None:
     )
     if last.adapter is not None:
         console.table(
-            [("adapter", "left"), ("", "left")], [(key, _plain(value)) for key, value in last.adapter.items()]
+            [("adapter", "left"), ("", "left")],
+            [(key, _shortened(value)) for key, value in last.adapter.items()],
         )
     console.warn(found.notes)
 
@@ -99,7 +93,7 @@ def _ranges(layers: tuple[int, ...]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "–"
 
 
-def _plain(value: Any) -> str:
+def _shortened(value: Any) -> str:
     """A setting on a line; of a long list or mapping its beginning and its length (`--json` has all of it)."""
     if isinstance(value, dict):
         value = [f"{key}: {of_key}" for key, of_key in value.items()]

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from wdanalysis.cli import console, options
-
-
-class DTypeChoice(StrEnum):
-    """How float tensors are stored."""
-
-    KEEP = "keep"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 def merge(
@@ -25,18 +15,12 @@ def merge(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A LoRA, DoRA, VeRA or DVoRA adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     dtype: Annotated[
-        DTypeChoice, typer.Option(help="How float tensors are stored; keep: as in BASE.")
-    ] = DTypeChoice.KEEP,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            callback=options.positive,
-            help="LoRA's α, for an adapter file without its adapter_config.json.",
-            show_default="from the config",
-        ),
-    ] = None,
+        Literal["keep", "float32", "bfloat16", "float16"],
+        typer.Option(help="How float tensors are stored; keep: as in BASE."),
+    ] = "keep",
+    alpha: options.Alpha = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in OUT.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Merge an adapter into its base, tensor by tensor: a model in safetensors that needs no adapter.
 
@@ -48,7 +32,7 @@ def merge(
 
     with console.progress_bars(quiet=quiet) as (progress, _):
         merged = merge_checkpoints(
-            base, adapter, out, dtype=dtype.value, force=force, alpha=alpha, progress=progress
+            base, adapter, out, dtype=dtype, force=force, alpha=alpha, progress=progress
         )
     if quiet:
         return

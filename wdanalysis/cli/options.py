@@ -5,33 +5,30 @@ from __future__ import annotations
 import math
 import os
 import re
-from enum import StrEnum
+from typing import Annotated, Literal
 
 import typer
 
-
-class AxisChoice(StrEnum):
-    """What a vector is."""
-
-    OUT = "out"
-    IN = "in"
-
-
-class Device(StrEnum):
-    """Where the sums are taken."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
+OPTION_NAMES = {
+    "directory": "out",
+    "learning_rate": "lr",
+    "live_every": "live",
+    "methods": "method",
+}
+"""Options that are not called as the parameter that they set."""
 
 
-class Format(StrEnum):
-    """How figures are stored."""
+def option_name(parameter: str) -> str:
+    """Name the option that sets a parameter of the Python functions.
 
-    PNG = "png"
-    PDF = "pdf"
-    SVG = "svg"
+    >>> option_name("learning_rate"), option_name("max_length")
+    ('--lr', '--max-length')
+    """
+    return f"--{OPTION_NAMES.get(parameter, parameter.replace('_', '-'))}"
 
+
+Format = Literal["png", "pdf", "svg"]
+"""How figures are stored."""
 
 HIGHEST_LAYER = 100_000
 
@@ -69,6 +66,17 @@ def positive(value: float | None) -> float | None:
     if value is not None and not (math.isfinite(value) and value > 0):
         raise typer.BadParameter(f"{value} is not a positive number")
     return value
+
+
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        callback=positive,
+        help="LoRA's α, for an adapter file without its adapter_config.json.",
+        show_default="from the config",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 def figure_kinds(text: str) -> list[str]:

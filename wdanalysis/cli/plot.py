@@ -15,8 +15,8 @@ def plot(
     figures: Annotated[
         str, typer.Option(metavar="KINDS", help="Of scatter,layers,trajectory,heatmap; or all.")
     ] = "all",
-    format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = options.Format.PNG,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw the figures of a saved comparison again; those of the same name are replaced.
 
@@ -26,6 +26,6 @@ def plot(
 
     from wdanalysis.results.folder import redraw
 
-    drawn = redraw(directory, figures=kinds, format=format.value)
+    drawn = redraw(directory, figures=kinds, format=format)
     if not quiet:
         console.lines(*map(str, drawn))

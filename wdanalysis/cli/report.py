@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from wdanalysis.cli import console
+from wdanalysis.cli import console, options
 
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The results of `wd-analyze compare`.")],
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write the report of a saved comparison, DIR/report.html, again: one file with everything, for any browser.
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -26,32 +25,7 @@ from wdanalysis.training.adapters import (
     make_vera,
 )
 from wdanalysis.training.fast.preparation import Preparation
-
-
-class Method(NamedTuple):
-    """What a method trains.
-
-    Attributes
-    ----------
-    update
-        Of the direction.
-    magnitude
-        Whether m is trained as well.
-    """
-
-    update: type[LoRAUpdate | VeRAUpdate]
-    magnitude: bool
-
-
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        "lora": Method(LoRAUpdate, magnitude=False),
-        "dora": Method(LoRAUpdate, magnitude=True),
-        "vera": Method(VeRAUpdate, magnitude=False),
-        "dvora": Method(VeRAUpdate, magnitude=True),
-    }
-)
-"""The methods by name."""
+from wdanalysis.training.methods import ADAPTER_METHODS
 
 
 @dataclass(frozen=True)
@@ -92,8 +66,8 @@ class AdapterConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise TrainingError(f"'{self.method}' is no method; use one of {', '.join(METHODS)}.")
+        if self.method not in ADAPTER_METHODS:
+            raise TrainingError(f"'{self.method}' is no method; use one of {', '.join(ADAPTER_METHODS)}.")
         if self.rank < 1:
             raise TrainingError(f"Rank {self.rank} is too small; use 1 or more.")
         if not 0 <= self.dropout < 1:
@@ -108,7 +82,7 @@ class AdapterConfig:
     @property
     def trains_magnitude(self) -> bool:
         """Whether the method has an m."""
-        return METHODS[self.method].magnitude
+        return ADAPTER_METHODS[self.method].magnitude
 
     @property
     def lora_alpha(self) -> float:
@@ -278,7 +252,7 @@ def _magnitude_targets(
 def _update_maker(
     layers: Sequence[nn.Module], config: AdapterConfig
 ) -> Callable[[nn.Module], LoRAUpdate | VeRAUpdate]:
-    if METHODS[config.method].update is VeRAUpdate:
+    if ADAPTER_METHODS[config.method].update == "vera":
         sizes = [features(layer) for layer in layers]
         projection = VeRAProjection(
             max(in_features for _, in_features in sizes),

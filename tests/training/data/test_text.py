@@ -97,5 +97,6 @@ def test_what_is_held_out_depends_on_the_name_alone() -> None:
 
 
 def test_a_library_without_source_is_an_error_that_says_what_to_do(small_library: Path) -> None:
-    with pytest.raises(TrainingError, match=r"holds no source files.* --data"):
+    with pytest.raises(TrainingError, match=r"holds no source files.*: name the text to train on") as error:
         library_source_files()
+    assert error.value.parameter == "data"

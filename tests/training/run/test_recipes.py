@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from wdanalysis.errors import TrainingError
+from wdanalysis.training.run.plan import TrainingPlan, plan_fields
 from wdanalysis.training.run.recipes import RECIPES, Recipe, recipe
 
 TABLE_8 = {
@@ -101,17 +102,26 @@ def test_a_description_has_every_value_and_the_table() -> None:
 
 def test_any_value_can_be_overridden() -> None:
     changed = replace(recipe("llama-7b-commonsense-r32"), rank=8, learning_rate=5e-4)
-    assert (changed.adapter().rank, changed.learning_rate) == (8, 5e-4)
+    assert (changed.settings()["rank"], changed.learning_rate) == (8, 5e-4)
     assert recipe("llama-7b-commonsense-r32").rank == 32
 
 
 @pytest.mark.parametrize("found", RECIPES.values(), ids=RECIPES)
-def test_every_recipe_makes_its_adapters(found: Recipe) -> None:
-    adapter = found.adapter()
+def test_every_recipe_makes_a_plan_and_its_adapters(found: Recipe) -> None:
+    plan = TrainingPlan(**found.settings())
+    adapter = plan.adapter(found.method)
+    assert adapter is not None
     assert (adapter.method, adapter.rank, adapter.alpha, adapter.dropout, adapter.axis) == (
         found.method, found.rank, found.alpha, found.dropout, "out",
     )  # fmt: skip
     assert tuple(adapter.targets) == found.targets
+    assert (plan.model, plan.data, plan.learning_rate) == (None, (), found.learning_rate)
+    assert plan.warmup == (found.warmup_steps or found.warmup_ratio)
+
+
+def test_what_a_recipe_prints_is_a_setting_or_says_what_the_paper_did() -> None:
+    of_the_paper = {"name", "table", "method", "warmup_steps", "warmup_ratio", "optimizer"}
+    assert {field.name for field in fields(Recipe)} - of_the_paper <= set(plan_fields())
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:

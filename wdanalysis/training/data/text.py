@@ -46,7 +46,8 @@ def library_source_files() -> list[Path]:
     files = [path for path in folder.rglob("*.py") if _is_shared(path.relative_to(folder))]
     if not files:
         raise TrainingError(
-            f"{folder} holds no source files of Python's library: name the text to train on with --data."
+            f"{folder} holds no source files of Python's library: name the text to train on.",
+            parameter="data",
         )
     return sorted(files, key=_name)
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import TrainingError
-
-if TYPE_CHECKING:
-    from wdanalysis.training.injection import AdapterConfig
+from wdanalysis.training.run.plan import plan_fields
 
 ATTENTION_AND_MLP = ("q", "k", "v", "up", "down")
 EVERY_LINEAR = ("q", "k", "v", "o", "up", "down", "gate")
@@ -78,18 +76,27 @@ class Recipe:
             if getattr(self, field.name) is None and other.get(field.name) is None
         )
 
-    def adapter(self) -> AdapterConfig:
-        """The recipe's adapters."""
-        from wdanalysis.training.injection import AdapterConfig
+    def settings(self) -> dict[str, Any]:
+        """What the paper prints, as fields of a `TrainingPlan`.
 
-        return AdapterConfig(
-            self.method,
-            rank=self.rank,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            targets=self.targets,
-            axis=self.axis,
-        )
+        The model and the data are named in a recipe, not found by it: they are not among them.
+
+        Examples
+        --------
+        >>> found = recipe("llama-7b-alpaca-dvora").settings()
+        >>> found["methods"], found["rank"], found["warmup"]
+        (('dvora',), 1024, 0.1)
+        """
+        printed = {
+            "methods": (self.method,),
+            "warmup": self.warmup_ratio if self.warmup_steps is None else self.warmup_steps,
+            **{name: value for name, value in vars(self).items() if name in plan_fields()},
+        }
+        return {
+            name: value
+            for name, value in printed.items()
+            if value is not None and name not in ("model", "data")
+        }
 
     def describe(self) -> str:
         """Every value, a line each, with what the paper does not print said to be so."""
@@ -182,5 +189,7 @@ def recipe(name: str) -> Recipe:
         There is none of that name.
     """
     if name not in RECIPES:
-        raise TrainingError(f"there is no recipe '{name}'; choose one of {', '.join(RECIPES)}.")
+        raise TrainingError(
+            f"there is no recipe '{name}'; choose one of {', '.join(RECIPES)}.", parameter="recipe"
+        )
     return RECIPES[name]

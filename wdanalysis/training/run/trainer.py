@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOGGED_ROWS = 200
 """About so many rows of losses a run."""
 
-Progress = Callable[[str, int, int, float | None], None]
+TrainingProgress = Callable[[str, int, int, float | None], None]
 """Called with the method, the step, the last step, and the loss where one is known."""
 
 
@@ -56,7 +56,7 @@ class MethodTrainer(Trainer):
             raise NotFiniteError(f"the loss became {value} at step {self.state.global_step + 1}")
         return loss
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Save the model, or its adapter.
 
         Raises
@@ -70,7 +70,7 @@ class MethodTrainer(Trainer):
             if parameter.requires_grad and not torch.isfinite(values).all():
                 raise NotFiniteError(f"{name} is no longer finite after step {self.state.global_step}")
         if self._adapter_base is None:
-            super().save_model(output_dir, _internal_call)
+            super().save_model(output_dir, *args, **kwargs)
             return
         # Gathering what FSDP has sharded takes every process.
         gathered = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
@@ -80,7 +80,10 @@ class MethodTrainer(Trainer):
             save_adapter(model, folder, base_name=self._adapter_base, state_dict=gathered)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Leave adapters as they are: the model was given those of the checkpoint when it was loaded."""
+        """Leave adapters as they are: the model was given those of the checkpoint when it was loaded.
+
+        The Trainer has no public way to resume the optimizer without the weights, and reads adapters of PEFT's only.
+        """
         if self._adapter_base is None or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -125,7 +128,7 @@ class Schedule(TrainerCallback):
 class ProgressReport(TrainerCallback):
     """Tells a function how far the training is."""
 
-    def __init__(self, method: str, progress: Progress) -> None:
+    def __init__(self, method: str, progress: TrainingProgress) -> None:
         self._method, self._progress = method, progress
         self._loss: float | None = None
 

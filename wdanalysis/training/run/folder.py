@@ -35,11 +35,6 @@ class RunFolder:
         """Return the checkpoint to go on from."""
         return next(reversed(self.checkpoints()), None)
 
-    def last_step(self) -> int:
-        """Return the step of the last checkpoint; 0 where there is none."""
-        last = self.last_checkpoint()
-        return 0 if last is None else _step(last)
-
     def is_finished(self) -> bool:
         """Whether the last checkpoint is that of the run's last step."""
         last = self.last_checkpoint()
@@ -60,17 +55,18 @@ class RunFolder:
         """
         for path in (self.path, *self.path.parents):
             if path.exists() and not path.is_dir():
-                raise OutputError(f"{path} is a file: give a folder with --out.")
+                raise OutputError(f"{path} is a file: name a folder.", parameter="out")
         checkpoints = any(self.path.glob(f"{CHECKPOINT}*"))
         described = (self.path / TRAINING_JSON).is_file()
         if not resume and (checkpoints or described):
             raise OutputError(
-                f"{self.path} already holds a run: go on with it by --resume, or choose another folder with --out."
+                f"{self.path} already holds a run: resume it, or choose another folder.", parameter="resume"
             )
         if checkpoints and not described:
             raise TrainingError(
                 f"{self.path} holds checkpoints without {TRAINING_JSON}, so that they cannot be resumed: "
-                "choose another folder with --out."
+                "choose another folder.",
+                parameter="out",
             )
 
     def check_same(self, settings: Mapping[str, Any]) -> None:
@@ -97,7 +93,8 @@ class RunFolder:
             if earlier.get(name) != settings[name]:
                 raise TrainingError(
                     f"{self.path} holds another run: its {name.replace('_', ' ')} is {_shown(earlier.get(name))}, not "
-                    f"{_shown(settings[name])}; resume it with its own settings, or choose another folder with --out."
+                    f"{_shown(settings[name])}; resume it with its own settings, or choose another folder.",
+                    parameter="out",
                 )
 
     def describe(self, settings: Mapping[str, Any], more: Mapping[str, Any]) -> None:
