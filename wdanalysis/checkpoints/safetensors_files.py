@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.dtypes import FLOATS, STORED_TYPES
 from wdanalysis.checkpoints.storage import LocalFile
-from wdanalysis.checkpoints.tensors import FLOAT_STORAGE, StoredTensor, WeightsFile
+from wdanalysis.checkpoints.tensors import StoredTensor, WeightsFile
 from wdanalysis.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
 """Longest header that the format allows, in bytes."""
-
-BITS: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(("C64", "F64", "I64", "U64"), 64)
-    | dict.fromkeys(("F32", "I32", "U32"), 32)
-    | dict.fromkeys(("BF16", "F16", "I16", "U16"), 16)
-    | dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
-    | dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6)
-    | {"F4": 4}
-)
-"""Bits of one element of every dtype of the format."""
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -116,9 +105,9 @@ class _Entry:
                 _refuse(
                     path, f"the header's entry of tensor {name!r} is not a dtype, a shape and two offsets"
                 )
-        if dtype not in BITS:
+        if dtype not in STORED_TYPES:
             _refuse(path, f"tensor {name!r} has the unknown dtype {dtype}")
-        bits = math.prod(shape) * BITS[dtype]
+        bits = math.prod(shape) * STORED_TYPES[dtype].bits
         if bits != 8 * (end - begin):
             _refuse(
                 path,
@@ -138,12 +127,12 @@ class _Rows:
     offset: int
 
     def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
-        if self.entry.dtype not in FLOAT_STORAGE:
+        if self.entry.dtype not in FLOATS:
             raise CheckpointError(
                 f"Tensor {self.name!r} in {self.file.path} is stored as {self.entry.dtype}, "
-                f"and only {', '.join(FLOAT_STORAGE)} can be compared; save it in one of these."
+                f"and only {', '.join(FLOATS)} can be compared; save it in one of these."
             )
-        storage = np.dtype(FLOAT_STORAGE[self.entry.dtype])
+        storage = np.dtype(FLOATS[self.entry.dtype])
         length = math.prod(self.entry.shape[1:])
         count = (stop - start) * length * storage.itemsize
         if buffer is None or buffer.nbytes < count:

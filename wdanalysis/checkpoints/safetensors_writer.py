@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wdanalysis.checkpoints.safetensors_files import BITS
+from wdanalysis.checkpoints.dtypes import STORED_TYPES
 
 ALIGNMENT = 8
 """The header is padded with spaces, so that the data begin at a multiple of this."""
@@ -41,7 +41,7 @@ class Entry:
     @property
     def bits(self) -> int:
         """Of one element."""
-        return BITS[self.dtype]
+        return STORED_TYPES[self.dtype].bits
 
     @property
     def nbytes(self) -> int:

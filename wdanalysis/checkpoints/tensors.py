@@ -11,18 +11,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.dtypes import FLOATS, STORED_TYPES
 from wdanalysis.decomposition import Axis
-
-FLOAT_STORAGE: Mapping[str, type[np.generic]] = MappingProxyType(
-    {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-)
-"""The numpy type of each float dtype as stored; bfloat16, which numpy lacks, travels as its 16 bits."""
 
 
 class RowReader(Protocol):
@@ -60,7 +55,7 @@ class StoredTensor:
     @property
     def is_float(self) -> bool:
         """Whether the three sums can be taken of it: F64, F32, F16 or BF16."""
-        return self.dtype in FLOAT_STORAGE
+        return self.dtype in FLOATS
 
     @property
     def rows(self) -> int:
@@ -80,10 +75,10 @@ class StoredTensor:
     @property
     def itemsize(self) -> int:
         """Bytes of an element of a float tensor."""
-        return np.dtype(FLOAT_STORAGE[self.dtype]).itemsize
+        return STORED_TYPES[self.dtype].bits // 8
 
     def read_rows(self, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """Read rows `start:stop` as a (stop − start) × `row_length` array of `FLOAT_STORAGE[dtype]`.
+        """Read rows `start:stop` as a (stop − start) × `row_length` array of `dtypes.FLOATS[dtype]`.
 
         Parameters
         ----------

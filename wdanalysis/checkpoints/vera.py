@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.dtypes import widen, working_type
 from wdanalysis.checkpoints.tensors import StoredTensor
 from wdanalysis.errors import CheckpointError
 
@@ -83,7 +84,11 @@ class _ScaledRows:
     matrix: StoredTensor
 
     def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
-        scaled: NDArray[Any] = _read(self.vector, start, stop) * _read(self.matrix, start, stop)
+        vector, rows = (
+            widen(tensor.read_rows(start, stop), working_type(tensor.dtype))
+            for tensor in (self.vector, self.matrix)
+        )
+        scaled: NDArray[Any] = vector * rows
         return scaled
 
 
@@ -104,10 +109,3 @@ def _scaled(path: Path, vector: StoredTensor, matrix: StoredTensor, *, exactly: 
     return StoredTensor(
         vector.name, (vector.rows, matrix.row_length), dtype, vector.path, _ScaledRows(vector, matrix)
     )
-
-
-def _read(tensor: StoredTensor, start: int, stop: int) -> NDArray[Any]:
-    stored = tensor.read_rows(start, stop)
-    if tensor.dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored if tensor.dtype == "F64" else stored.astype(np.float32)

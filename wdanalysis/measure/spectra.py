@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wdanalysis.kernels import cpu
+from wdanalysis.checkpoints.dtypes import widen
 from wdanalysis.kernels.lowrank import Factors, dora_update
 from wdanalysis.measure.plan import Job, Plan, State
 from wdanalysis.measure.stream import Progress, load_update
@@ -243,7 +243,7 @@ def _measure(
     total = sum(len(job.matrix.parts) * (len(job.dense) + len(job.updates)) for job in plan.jobs)
     progress(0, total)
     for job in plan.jobs:
-        W0 = _whole(job, cpu.widen(job.base.read_rows(0, job.rows)))
+        W0 = _whole(job, widen(job.base.read_rows(0, job.rows)))
         for part in job.matrix.parts:
             outputs = job.outputs_of(part)
             place = {"layer": job.matrix.layer, "module": part.module, "name": job.base.name}
@@ -288,7 +288,7 @@ def _updates(
         if not finite:
             yield state, None
             continue
-        W = _whole(job, cpu.widen(tensor.read_rows(0, job.rows)))[outputs]
+        W = _whole(job, widen(tensor.read_rows(0, job.rows)))[outputs]
         yield state, _dense_update(W, W - W0[outputs]) if np.isfinite(W).all() else None
     for state, low_rank in job.updates:
         factors, magnitude = load_update(low_rank)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.dtypes import widen
 from wdanalysis.checkpoints.names import Part
 from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
 from wdanalysis.decomposition import Axis
@@ -192,7 +193,7 @@ class _LowRankPass:
     def add(self, start: int, stop: int, base: NDArray[Any]) -> None:
         if not self._loaded:
             return
-        wide = cpu.widen(base)
+        wide = widen(base)
         for tile in self._job.tiles(start, stop):
             for axis in ("out", "in"):
                 if sums := self._sums.get((tile.part, axis)):
@@ -242,7 +243,7 @@ class _LowRankPass:
         if not rescaled:
             return {}
         for start, stop, base in _blocks(self._job):
-            wide = cpu.widen(base)
+            wide = widen(base)
             for tile in self._job.tiles(start, stop):
                 w0 = wide[tile.rows, tile.columns]
                 w0 = w0.T if self._job.matrix.in_by_out else w0
@@ -276,9 +277,9 @@ class _Rescaled:
 
 def load_update(update: LowRankUpdate) -> tuple[Factors, Vector | None]:
     """An adapter's factors as matrices (a convolution's flattened) and DoRA's magnitude as a vector."""
-    A = cpu.widen(update.A.read()).reshape(update.rank, -1)
-    B = cpu.widen(update.B.read()).reshape(-1, update.rank)
-    magnitude = None if update.magnitude is None else cpu.widen(update.magnitude.read()).ravel()
+    A = widen(update.A.read()).reshape(update.rank, -1)
+    B = widen(update.B.read()).reshape(-1, update.rank)
+    magnitude = None if update.magnitude is None else widen(update.magnitude.read()).ravel()
     return Factors(B, A, update.scale), magnitude
 
 

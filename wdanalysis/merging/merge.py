@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from wdanalysis.checkpoints import open_checkpoint, safetensors_files, torch_files
+from wdanalysis.checkpoints.dtypes import OF_TORCH, STORED_TYPES, torch_type
 from wdanalysis.checkpoints.folders import holds_named_weights
 from wdanalysis.checkpoints.names import NameIndex, match, recognise
 from wdanalysis.checkpoints.safetensors_writer import Entry, write_safetensors
@@ -30,13 +31,6 @@ from wdanalysis.measure.plan import base_mismatch, orient
 from wdanalysis.merging.merged_weights import merged_blocks, row_ranges, wide_blocks, widened
 
 DType = Literal["float32", "bfloat16", "float16", "keep"]
-
-STORED_AS: Mapping[str, str] = MappingProxyType({"float32": "F32", "bfloat16": "BF16", "float16": "F16"})
-"""What `dtype` means in safetensors' spelling."""
-
-TORCH_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-)
 
 COMPANIONS = (
     "config.json",
@@ -208,7 +202,7 @@ class _Tensor:
             yield merged
 
     def _stored(self, rows: Tensor) -> memoryview:
-        stored = rows.to(TORCH_DTYPES[self.dtype])
+        stored = rows.to(torch_type(self.dtype))
         if (stored.isinf() & rows.isfinite()).any():
             raise CheckpointError(
                 f"{self.name} of {self.source.path} has numbers beyond the range of "
@@ -247,10 +241,10 @@ def _plan(base: Checkpoint, adapter: Checkpoint, dtype: DType) -> _Recipe:
             )
 
     def stored_as(tensor: StoredTensor) -> str:
-        return tensor.dtype if dtype == "keep" or not tensor.is_float else STORED_AS[dtype]
+        return tensor.dtype if dtype == "keep" or not tensor.is_float else OF_TORCH[dtype]
 
     for tensor in (*base.tensors.values(), *adapter.tensors.values()):
-        if tensor.dtype not in safetensors_files.BITS:
+        if tensor.dtype not in STORED_TYPES:
             raise CheckpointError(
                 f"{tensor.name} in {tensor.path} is stored as {tensor.dtype}, which safetensors does not have; "
                 "leave it out of the checkpoint or store it as floats."

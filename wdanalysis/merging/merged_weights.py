@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from wdanalysis.checkpoints.dtypes import to_torch, working_type
 from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
 
 BLOCK_BYTES = 1 << 23
@@ -68,12 +70,11 @@ def wide_blocks(source: StoredTensor) -> Iterator[Tensor]:
 
 def widened(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Tensor:
     """Return rows of a stored tensor, all by default, in float32, or float64 where it is stored so."""
-    stored = torch.from_numpy(tensor.read_rows(start, tensor.rows if stop is None else stop))
-    return (stored.view(torch.bfloat16) if tensor.dtype == "BF16" else stored).to(_working_dtype(tensor))
+    return to_torch(tensor.read_rows(start, tensor.rows if stop is None else stop)).to(_working_dtype(tensor))
 
 
 def _working_dtype(tensor: StoredTensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == "F64" else torch.float32
+    return torch.float64 if working_type(tensor.dtype) is np.float64 else torch.float32
 
 
 def row_ranges(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
