@@ -42,6 +42,7 @@ def test_numbers_survive_the_way_from_torch_and_back(name: str) -> None:
 
 def test_every_number_of_bfloat16_is_widened_as_torch_does() -> None:
     bits = np.arange(2**16).astype(np.uint16)
+    bits = bits[torch.isfinite(to_torch(bits)).numpy()]
     expected = to_torch(bits).float().numpy()
     np.testing.assert_array_equal(widen(bits, np.float32), expected)
     np.testing.assert_array_equal(widen(bits), expected.astype(np.float64))

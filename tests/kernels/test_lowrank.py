@@ -8,8 +8,9 @@ import torch
 
 import wdanalysis as wd
 from wdanalysis.decomposition import Axis
-from wdanalysis.kernels.lowrank import Factors, LowRankSums, dora_update
-from wdanalysis.kernels.sums import vector_changes, vector_changes_of_dora
+from wdanalysis.kernels.lowrank import Factors, LowRankSums
+from wdanalysis.kernels.rescale import rescaled_update, vector_changes_of_dora
+from wdanalysis.kernels.sums import vector_changes
 
 
 def factors(seed: int, out: int, r: int, inputs: int, size: float) -> Factors:
@@ -68,5 +69,5 @@ def test_a_block_of_doras_update_is_that_of_the_whole_matrix() -> None:
     w0, update = rng.standard_normal((6, 8)), factors(1, 6, 2, 8, 1e-1)
     v = w0 + update.scale * update.B @ update.A
     c = rng.uniform(0.9, 1.1, 6)
-    block = dora_update(w0[2:5, 1:7], update, c - 1, slice(2, 5), slice(1, 7))
+    block = rescaled_update(w0[2:5, 1:7], update, c - 1, slice(2, 5), slice(1, 7))
     np.testing.assert_allclose(block, (c[:, None] * v - w0)[2:5, 1:7], rtol=1e-12, atol=1e-15)

@@ -14,7 +14,7 @@ from scipy import stats
 import wdanalysis as wd
 from wdanalysis.analysis.floors import near_floor
 from wdanalysis.analysis.shrink import COMMON_SHRINK_COLUMNS
-from wdanalysis.measure.diagnostics import MatrixDiagnostics
+from wdanalysis.measure.rows import MatrixDiagnostics
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 AXES = pytest.mark.parametrize("axis", ["out", "in"])

@@ -56,28 +56,14 @@ def read_safetensors(path: Path) -> WeightsFile:
         end = entry.end
     _check_length(file, data_start + end)
 
+    readers = {
+        name: _Rows(file, name, entry, offset=data_start + entry.begin) for name, entry in entries.items()
+    }
     tensors = {
-        name: StoredTensor(
-            name, entry.shape, entry.dtype, path, _Rows(file, name, entry, offset=data_start + entry.begin)
-        )
+        name: StoredTensor(name, entry.shape, entry.dtype, path, readers[name], readers[name].raw)
         for name, entry in entries.items()
     }
     return WeightsFile(path, "safetensors", tensors, metadata)
-
-
-def read_bytes(tensor: StoredTensor) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor of `read_safetensors`, of any dtype.
-
-    Raises
-    ------
-    CheckpointError
-        The file ended or could not be read.
-    """
-    rows = tensor.reader
-    assert isinstance(rows, _Rows)
-    stored = np.empty(rows.entry.end - rows.entry.begin, np.uint8)
-    rows.file.read_into(rows.offset, stored)
-    return stored
 
 
 def is_lfs_pointer(file: LocalFile) -> bool:
@@ -139,6 +125,12 @@ class _Rows:
             buffer = np.empty(count, np.uint8)
         self.file.read_into(self.offset + start * length * storage.itemsize, buffer[:count])
         return buffer[:count].view(storage).reshape(stop - start, length)
+
+    def raw(self) -> NDArray[np.uint8]:
+        """All bytes of the tensor, of any dtype."""
+        stored = np.empty(self.entry.end - self.entry.begin, np.uint8)
+        self.file.read_into(self.offset, stored)
+        return stored
 
 
 def _read_header(file: LocalFile) -> tuple[dict[str, Any], int]:

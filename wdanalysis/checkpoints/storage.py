@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdanalysis.errors import CheckpointError
+
+Progress = Callable[[int, int], None]
+"""Called with what is done so far and what there is to do in all: bytes, or matrices."""
 
 OPEN_FILES = 128
 """How many files are kept open; a long series of sharded checkpoints has more than a process may open."""

@@ -8,7 +8,7 @@ only the rows that are asked for, so memory is bounded by a block of rows and no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,8 @@ class StoredTensor:
         The file that holds it.
     reader
         How to read rows of it.
+    raw
+        How to read its bytes, of any dtype; None where its numbers are not stored, but calculated.
     """
 
     name: str
@@ -51,6 +53,7 @@ class StoredTensor:
     dtype: str
     path: Path
     reader: RowReader = field(repr=False, compare=False)
+    raw: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_float(self) -> bool:
@@ -99,13 +102,23 @@ class StoredTensor:
         """Read the whole tensor, a small one, in its own shape and storage dtype."""
         return self.read_rows(0, self.rows).reshape(self.shape)
 
+    def read_bytes(self) -> NDArray[np.uint8]:
+        """Read all bytes of the tensor, of any dtype, in C order.
+
+        Raises
+        ------
+        CheckpointError
+            The file ended or could not be read.
+        """
+        return self.read().reshape(-1).view(np.uint8) if self.raw is None else self.raw()
+
     def first_columns(self, count: int) -> StoredTensor:
         """Return the first `count` columns of a matrix, as a tensor of their own."""
 
         def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
             return self.reader(start, stop, buffer)[:, :count]
 
-        return replace(self, shape=(self.rows, count), reader=read)
+        return replace(self, shape=(self.rows, count), reader=read, raw=None)
 
 
 @dataclass(frozen=True)

@@ -63,28 +63,20 @@ def read_torch(path: Path) -> WeightsFile:
             f"{path} holds a {type(content).__name__} instead of a state dict; save `model.state_dict()`."
         )
 
-    tensors = {
-        str(name): StoredTensor(
-            str(name), tuple(value.shape), of_torch(value.dtype), path, _Rows(path, str(name), value.detach())
-        )
+    readers = {
+        str(name): _Rows(path, str(name), value.detach())
         for name, value in content.items()
         if isinstance(value, torch.Tensor) and value.layout is torch.strided
+    }
+    tensors = {
+        name: StoredTensor(name, tuple(rows.tensor.shape), of_torch(rows.tensor.dtype), path, rows, rows.raw)
+        for name, rows in readers.items()
     }
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors; save `model.state_dict()` instead.")
     if others := [str(name) for name in content if str(name) not in tensors]:
         notes.append(f"{path.name}: left out {', '.join(others)}, which are not dense tensors.")
     return WeightsFile(path, "PyTorch", tensors, notes=tuple(notes))
-
-
-def read_bytes(tensor: StoredTensor) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor of `read_torch`, of any dtype, in C order."""
-    import torch
-
-    rows = tensor.reader
-    assert isinstance(rows, _Rows)
-    stored: NDArray[np.uint8] = rows.tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return stored
 
 
 @dataclass(frozen=True)
@@ -105,6 +97,13 @@ class _Rows:
         rows = tensor[start:stop].contiguous()
         length = int(np.prod(tensor.shape[1:], dtype=np.int64))
         return from_torch(rows).reshape(stop - start, length)
+
+    def raw(self) -> NDArray[np.uint8]:
+        """All bytes of the tensor, of any dtype, in C order."""
+        import torch
+
+        stored: NDArray[np.uint8] = self.tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        return stored
 
 
 def _load(path: Path) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wdanalysis.checkpoints.dtypes import to_torch, working_type
 from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
+from wdanalysis.kernels.rescale import rescaling
 
 BLOCK_BYTES = 1 << 23
 """How much of a stored matrix is in memory at once."""
@@ -48,18 +49,17 @@ def merged_blocks(source: StoredTensor, update: LowRankUpdate, *, in_by_out: boo
     m = widened(update.magnitude).reshape(-1).to(work)
     vectors_are_rows = (update.magnitude_axis == "out") != in_by_out
     if vectors_are_rows:
-        yield from (V * _ratio(m[place], V.norm(dim=1))[:, None] for place, V in directions())
+        yield from (V * _rescaling(m[place], V.norm(dim=1))[:, None] for place, V in directions())
     else:  # the norm of a column takes a pass over all rows
         squares = torch.zeros(source.row_length, dtype=torch.float64)
         for _, V in directions():
             squares += V.double().square().sum(dim=0)
-        factors = _ratio(m, squares.sqrt().to(work))
+        factors = _rescaling(m, squares.sqrt().to(work))
         yield from (V * factors for _, V in directions())
 
 
-def _ratio(magnitude: Tensor, norm: Tensor) -> Tensor:
-    """m/‖V‖; a vector that is zero has no direction and stays zero."""
-    return torch.where(norm > 0, magnitude / norm.where(norm > 0, 1.0), 0.0)
+def _rescaling(magnitude: Tensor, norm: Tensor) -> Tensor:
+    return torch.from_numpy(rescaling(magnitude.numpy(), norm.numpy()))
 
 
 def wide_blocks(source: StoredTensor) -> Iterator[Tensor]:
