@@ -240,8 +240,9 @@ def write(tmp_path: Path) -> Write:
 
 def test_an_adapter_without_its_configuration_asks_for_alpha(write: Write) -> None:
     folder = write()
-    with pytest.raises(CheckpointError, match=r"without adapter_config\.json.*--alpha"):
+    with pytest.raises(CheckpointError, match=r"without adapter_config\.json.*as alpha") as raised:
         open_checkpoint(folder)
+    assert raised.value.parameter == "alpha"
     (update,) = open_checkpoint(folder / "adapter_model.safetensors", alpha=3).updates
     assert update.scale == 1.5
 

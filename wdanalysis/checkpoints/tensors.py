@@ -226,6 +226,8 @@ class Checkpoint:
         Every file that is read.
     notes
         Sentences on what was found and left out, or is worth a warning.
+    method
+        An adapter's: ``LoRA``, ``DoRA``, ``VeRA``, ``DVoRA``; None for a model.
     """
 
     path: Path
@@ -237,11 +239,12 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    method: str | None = None
 
     @property
     def is_adapter(self) -> bool:
         """Whether it needs a base model to be a model."""
-        return bool(self.updates) or self.format.startswith("PEFT")
+        return bool(self.updates) or self.method is not None
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def merge(
     return Merged(
         folder=out,
         files=tuple(out / name for name in names),
-        method=tuned.format.removeprefix("PEFT adapter (").removesuffix(")"),
+        method=tuned.method or "",
         matrices=sum(tensor.update is not None for tensor in recipe.tensors),
         replaced=len(tuned.tensors),
         notes=tuple(dict.fromkeys([*base_model.notes, *tuned.notes, *recipe.notes])),

@@ -7,14 +7,17 @@ with the scale 1, whose factors are computed when they are read. With a magnitud
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.adapters.formats import Adapter, AdapterFormat, AdapterSource
+from wdanalysis.checkpoints.adapters.peft_config import Scaling
+from wdanalysis.checkpoints.adapters.peft_lora import read_low_rank
 from wdanalysis.checkpoints.dtypes import widen, working_type
 from wdanalysis.checkpoints.tensors import StoredTensor
 from wdanalysis.errors import CheckpointError
@@ -28,9 +31,16 @@ PROJECTION = re.compile(r"(?:.+\.)?vera_(?P<factor>[AB])(?:\.(?!weight$)[^.]+)?(
 FACTOR_OF_SIDE = {"d": "A", "b": "B"}
 
 
-def is_vera(names: Iterable[str]) -> bool:
-    """Whether tensors of these names belong to a VeRA or DVoRA adapter."""
+def recognises(names: Collection[str]) -> bool:
+    """Whether any is a scaling vector of VeRA or DVoRA."""
     return any(SCALING_VECTOR.fullmatch(name) for name in names)
+
+
+def read(source: AdapterSource) -> Adapter:
+    """Read the updates, whose scale is 1: the vectors have it."""
+    low_rank = replace(source, tensors=as_low_rank(source.path, source.tensors))
+    scaling = Scaling(source.path, alpha=1.0, divides_by_rank=False)
+    return replace(read_low_rank(low_rank, scaling, shares_inputs=True), directions="VeRA")
 
 
 def as_low_rank(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -109,3 +119,6 @@ def _scaled(path: Path, vector: StoredTensor, matrix: StoredTensor, *, exactly: 
     return StoredTensor(
         vector.name, (vector.rows, matrix.row_length), dtype, vector.path, _ScaledRows(vector, matrix)
     )
+
+
+FORMAT = AdapterFormat("PEFT", recognises, read)
