@@ -219,6 +219,21 @@ def measure_spectra(plan: Plan, *, progress: Progress | None = None) -> Spectra:
     ------
     SpectraInterrupted
         On Ctrl-C.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> from wdanalysis.checkpoints import open_checkpoint, open_series
+    >>> from wdanalysis.measure.plan import plan
+    >>> base, tuned = (Path(tempfile.mkdtemp()) / "w.safetensors" for _ in range(2))
+    >>> save_file({"q_proj.weight": torch.eye(4)}, base)
+    >>> save_file({"q_proj.weight": torch.eye(4) + torch.diag(torch.tensor([2.0, 1.0, 0.0, 0.0]))}, tuned)
+    >>> spectra = measure_spectra(plan(open_checkpoint(base), {"FT": open_series(tuned)}))
+    >>> spectra.matrices[["method", "update_s1", "update_s2", "stable_rank"]].to_dict("records")
+    [{'method': 'FT', 'update_s1': 2.0, 'update_s2': 1.0, 'stable_rank': 1.25}]
     """
     matrices: list[dict[str, object]] = []
     similarities: list[dict[str, object]] = []

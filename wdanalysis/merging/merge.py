@@ -125,6 +125,19 @@ def merge(
         A module has another shape in the base.
     OutputError
         `out` exists and `force` is False, or holds something else than a model; the disk is too small.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from safetensors.torch import load_file, save_file
+    >>> folder, q = Path(tempfile.mkdtemp()), "layers.0.self_attn.q_proj"
+    >>> save_file({f"{q}.weight": torch.zeros(2, 3)}, folder / "base.safetensors")
+    >>> factors = {f"{q}.lora_A.weight": torch.ones(1, 3), f"{q}.lora_B.weight": torch.ones(2, 1)}
+    >>> save_file(factors, folder / "adapter_model.safetensors")
+    >>> merged = merge(folder / "base.safetensors", folder / "adapter_model.safetensors", folder / "merged", alpha=2)
+    >>> load_file(merged.files[0])
+    {'layers.0.self_attn.q_proj.weight': tensor([[2., 2., 2.],
+            [2., 2., 2.]])}
     """
     out = Path(out)
     base_model, tuned = open_checkpoint(base), open_checkpoint(adapter, alpha=alpha)
