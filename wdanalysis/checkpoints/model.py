@@ -155,8 +155,8 @@ class Model:
             return None
         tensor, meant = self.checkpoint.tensors[name], f"{update.module}.weight"
         matrix = self.matrices.get(name) if meant == name else self.matrix_of(tensor, meant)
-        is_tied = self._index.find(meant) is None and self._index.find(update.module) is None
-        return Target(update, tensor, is_tied, matrix)
+        is_stored = meant == name or self._index.find(meant) or self._index.find(update.module)
+        return Target(update, tensor, not is_stored, matrix)
 
     def is_tied(self, name: str) -> bool:
         """Whether a tensor of this name, which is not stored, is there as the one that it is tied to."""
