@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,37 @@ def test_steps_of_several_methods_share_one_pass_and_keep_their_own_numbers(tmp_
     compared = wd.compare(tmp_path / "base.safetensors", [tmp_path / "a", tmp_path / "b"])
     found = compared.metrics.set_index(["method", "step"])["delta_d"]
     assert dict(found) == {key: pytest.approx(value, rel=1e-9) for key, value in expected.items()}
+
+
+@pytest.mark.parametrize("axis", ["out", "in"])
+@pytest.mark.parametrize("magnitude_axis", ["out", "in"])
+@pytest.mark.parametrize("modules", ["all", "k"])
+def test_magnitudes_of_a_fused_projection_rescale_all_of_it_whatever_part_is_measured(
+    tmp_path: Path, axis: Axis, magnitude_axis: Axis, modules: str
+) -> None:
+    torch.manual_seed(0)
+    size, name = 12, "h.0.attn.c_attn.weight"
+    W0 = torch.randn(size, 3 * size).double()  # GPT-2 stores in × out
+    A, B = torch.randn(2, size).double(), 0.1 * torch.randn(3 * size, 2).double()
+    V = W0.T + 2 * B @ A
+    dim = 1 if magnitude_axis == "out" else 0
+    m = V.norm(dim=dim) * (1 + 0.1 * torch.randn(V.shape[1 - dim]).double())
+    W = V * m.unsqueeze(dim) / V.norm(dim=dim, keepdim=True)
+
+    save_file({name: W0}, tmp_path / "base.safetensors")
+    prefix = "base_model.model.h.0.attn.c_attn.lora_"
+    factors = {f"{prefix}A.weight": A, f"{prefix}B.weight": B, f"{prefix}magnitude_vector": m}
+    (tmp_path / "adapter").mkdir()
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA" if magnitude_axis == "out" else "DORA_IN", "r": 2, "lora_alpha": 4}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+
+    base, tuned = tmp_path / "base.safetensors", {"DoRA": tmp_path / "adapter"}
+    metrics = wd.compare(base, tuned, axis=axis, modules=modules).metrics
+    assert list(metrics["module"]) == (["q", "k", "v"] if modules == "all" else ["k"])
+    for row in metrics.itertuples():
+        of_part = slice("qkv".index(row.module) * size, ("qkv".index(row.module) + 1) * size)
+        w0, w = W0.T[of_part], W[of_part]
+        assert row.delta_m == pytest.approx(wd.delta_m(w0, w, axis), rel=1e-9)
+        assert row.delta_d == pytest.approx(wd.delta_d(w0, w, axis), rel=1e-9)
+        assert row.update_norm == pytest.approx(float((w - w0).norm()), rel=1e-9)

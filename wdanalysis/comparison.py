@@ -17,11 +17,14 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
+from wdanalysis.checkpoints.model import base_mismatch
+from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import ComparisonError
-from wdanalysis.measure.plan import base_mismatch, plan
-from wdanalysis.measure.stream import MatrixChange, Progress, stream
+from wdanalysis.measure.plan import plan
+from wdanalysis.measure.rows import MatrixChange
+from wdanalysis.measure.stream import stream
 from wdanalysis.results.provenance import encodable, input_files, versions
 
 if TYPE_CHECKING:
@@ -269,7 +272,7 @@ def compare(
     alpha
         LoRA's α for adapter files without their `adapter_config.json`.
     diagnostics
-        Whether to fill the columns of `wdanalysis.measure.diagnostics.MatrixDiagnostics`: shrink, floors, quantiles.
+        Whether to fill the columns of `wdanalysis.measure.rows.MatrixDiagnostics`: shrink, floors, quantiles.
     spectra
         Whether to take singular values too (`Comparison.spectra`): minutes for a large model.
     progress

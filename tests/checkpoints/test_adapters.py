@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from wdanalysis.checkpoints import open_checkpoint, open_series
+from wdanalysis.checkpoints import adapters, open_checkpoint, open_series
 from wdanalysis.checkpoints.tensors import LowRankUpdate
 from wdanalysis.errors import CheckpointError
 
@@ -240,8 +240,9 @@ def write(tmp_path: Path) -> Write:
 
 def test_an_adapter_without_its_configuration_asks_for_alpha(write: Write) -> None:
     folder = write()
-    with pytest.raises(CheckpointError, match=r"without adapter_config\.json.*--alpha"):
+    with pytest.raises(CheckpointError, match=r"without adapter_config\.json.*as alpha") as raised:
         open_checkpoint(folder)
+    assert raised.value.parameter == "alpha"
     (update,) = open_checkpoint(folder / "adapter_model.safetensors", alpha=3).updates
     assert update.scale == 1.5
 
@@ -422,3 +423,19 @@ def test_an_adapter_beside_a_model_asks_to_name_one(write: Write) -> None:
         open_checkpoint(folder)
     assert open_checkpoint(folder / "adapter_model.safetensors").updates
     assert list(open_checkpoint(folder / "model.safetensors").tensors) == ["w"]
+
+
+def test_a_format_is_read_once_it_is_in_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def read(source: adapters.AdapterSource) -> adapters.Adapter:
+        seen.append(sorted(source.tensors))
+        return adapters.Adapter((), dict(source.tensors), (), format="new")
+
+    new = adapters.AdapterFormat("new", lambda names: any("new_factor" in name for name in names), read)
+    monkeypatch.setattr(adapters, "FORMATS", (new, *adapters.FORMATS))
+    save_file({"q.new_factor": torch.ones(2)}, tmp_path / "adapter.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "adapter.safetensors")
+    assert seen == [["q.new_factor"]]
+    assert checkpoint.is_adapter
+    assert checkpoint.format == "new adapter (LoRA)"

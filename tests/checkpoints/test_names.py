@@ -20,7 +20,6 @@ from wdanalysis.checkpoints.names import (
     ModuleSelection,
     NameIndex,
     match,
-    match_module,
     recognise,
 )
 from wdanalysis.errors import CheckpointError, WdAnalysisError
@@ -431,7 +430,9 @@ def test_wrappers_are_left_out_at_any_depth() -> None:
     assert match(inner.state_dict(), compiled.state_dict()).pairs == {
         "encoder.weight": "_orig_mod.module.encoder.weight"
     }
-    assert match_module(["a._fsdp_wrapped_module.b._checkpoint_wrapped_module.weight"], "a.b") is not None
+    assert (
+        NameIndex(["a._fsdp_wrapped_module.b._checkpoint_wrapped_module.weight"]).tensor_of("a.b") is not None
+    )
 
 
 def test_an_unmerged_peft_model_matches_by_its_base_layers_and_saved_modules() -> None:
@@ -471,7 +472,7 @@ def test_every_module_that_an_adapter_can_name_is_found(kind: str, tmp_path: Pat
 
 def test_a_module_of_another_model_is_not_found() -> None:
     names = hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA)).state_dict()
-    assert match_module(names, "bert.encoder.layer.0.attention.self.query") is None
+    assert NameIndex(names).tensor_of("bert.encoder.layer.0.attention.self.query") is None
 
 
 def test_two_names_that_differ_only_in_prefix_are_matched_exactly_or_not_at_all() -> None:

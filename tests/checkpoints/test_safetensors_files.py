@@ -93,9 +93,9 @@ def test_other_dtypes_are_listed_but_not_read(tmp_path: Path, dtype: torch.dtype
 
 
 def test_an_entry_of_each_dtype_has_the_size_that_the_package_gives_it(tmp_path: Path) -> None:
-    from wdanalysis.checkpoints.safetensors_files import BITS
+    from wdanalysis.checkpoints.dtypes import STORED_TYPES
 
-    for dtype, bits in BITS.items():
+    for dtype, bits in ((stored.name, stored.bits) for stored in STORED_TYPES.values()):
         entry = {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}
         path = write(tmp_path / "a.safetensors", {"w": entry}, b"\0" * bits)
         assert package_accepts(path)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,26 @@ def test_bytes_are_read_from_an_offset(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(range(100)))
     assert LocalFile(path).read(40, 3) == bytes([40, 41, 42])
+
+
+def test_threads_read_right_where_the_system_cannot_read_at_an_offset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "preadv")
+    monkeypatch.setattr(storage, "LARGEST_READ", 1000)  # several reads for each piece
+    content = np.random.default_rng(0).integers(0, 256, 1 << 20).astype(np.uint8)
+    (tmp_path / "file").write_bytes(content.tobytes())
+    file = LocalFile(tmp_path / "file")
+
+    def read(start: int) -> bool:
+        view = np.empty(4096, np.uint8)
+        file.read_into(start, view)
+        return np.array_equal(view, content[start : start + 4096])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(0, 1 << 20, 4096)))
+    with pytest.raises(CheckpointError, match=r"ended while it was read, 10 bytes too early"):
+        file.read_into((1 << 20) - 10, np.empty(20, np.uint8))
 
 
 def test_a_file_is_closed_with_the_last_reference(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 import wdanalysis as wd
 from wdanalysis.cli.merge import merge as merge_command
+from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, ComparisonError, OutputError, WdAnalysisError
 from wdanalysis.merging import merged_weights
 from wdanalysis.merging.merge import merge
@@ -312,12 +314,27 @@ def test_what_our_training_saves_merges_to_its_outputs(tmp_path: Path, config: A
         torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_comparing_magnitudes_along_the_inputs_asks_for_a_merged_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["DoRA along the inputs", "DVoRA along the inputs"])
+@pytest.mark.parametrize("axis", ["out", "in"])
+def test_magnitudes_along_the_inputs_compare_as_their_merged_model_does(
+    tmp_path: Path, kind: str, axis: Axis
+) -> None:
     model, base = llama(tmp_path, tied=False)
-    inject(model, OURS["DoRA along the inputs"])
+    inject(model, OURS[kind])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.rand_like(parameter))
     save_adapter(model, tmp_path / "adapter", base_name=str(base))
-    with pytest.raises(ComparisonError, match="merge it into its base with `wd-analyze merge`"):
-        wd.compare(base, tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", tmp_path / "merged")
+    tuned = {"adapter": tmp_path / "adapter", "merged": tmp_path / "merged"}
+    compared = wd.compare(base, tuned, axis=axis, modules="q,down", spectra=True)
+    for table, columns in (
+        (compared.metrics, ["delta_m", "delta_d", "update_norm"]),
+        (compared.spectra.matrices, ["update_s1", "tuned_s1", "stable_rank"]),
+    ):
+        by_method = table.set_index(["method", "name"])[columns]
+        pd.testing.assert_frame_equal(by_method.loc["adapter"], by_method.loc["merged"], rtol=1e-4)
 
 
 MEMORY_OF_MERGING = """
@@ -356,7 +373,7 @@ def test_a_model_that_is_there_is_replaced_only_by_force(dora: tuple[Path, Path]
     out = tmp_path / "merged"
     merge(*dora, out)
     (out / "stale.txt").write_text("old")
-    with pytest.raises(OutputError, match="already holds a model; replace it with --force"):
+    with pytest.raises(OutputError, match="already holds a model; give force to replace it"):
         merge(*dora, out)
     merge(*dora, out, force=True)
     assert not (out / "stale.txt").exists()
@@ -393,7 +410,7 @@ def test_numbers_beyond_float16_are_named(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", weights)
     adapter = write_adapter(tmp_path / "adapter", weights, CONFIGS["LoRA"])
     with pytest.raises(
-        CheckpointError, match=r"norm\.weight .* beyond the range of float16; merge with --dtype"
+        CheckpointError, match=r"norm\.weight .* beyond the range of float16; merge as bfloat16"
     ):
         merge(base, adapter, tmp_path / "merged", dtype="float16")
 

@@ -12,17 +12,9 @@ import pandas as pd
 EXPLAINS = 0.8
 """The share of Σ (m − m₀)² from which on one common factor is said to explain a checkpoint's change of magnitude."""
 
-COMMON_SHRINK_COLUMNS = (
-    "method",
-    "step",
-    "axis",
-    "matrices",
-    "common_shrink",
-    "explained_share",
-    "shrink_low",
-    "shrink_high",
-    "explains",
-)
+_NUMBERS = ("common_shrink", "explained_share", "shrink_low", "shrink_high")
+
+COMMON_SHRINK_COLUMNS = ("method", "step", "axis", "matrices", *_NUMBERS, "explains")
 """The columns of `common_shrink`."""
 
 
@@ -57,5 +49,5 @@ def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
         explains = bool(c > 0 and share >= EXPLAINS)
         rows.append([*key, len(matrices), c, share, own.min(), own.max(), explains])
     table = pd.DataFrame(rows, columns=list(COMMON_SHRINK_COLUMNS))
-    numbers = dict.fromkeys(COMMON_SHRINK_COLUMNS[4:8], "float64")
+    numbers = dict.fromkeys(_NUMBERS, "float64")
     return table.astype({"step": "Int64", "matrices": "int64", "explains": "bool"} | numbers)

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from wdanalysis.measure.plan import Plan
-from wdanalysis.measure.stream import MatrixChange
-from wdanalysis.results.provenance import encodable
+from wdanalysis.measure.rows import MatrixChange
+from wdanalysis.writing import encodable
 
 _COLUMN_TYPES = {
     "step": "Int64",
@@ -64,11 +64,11 @@ def keep_changed(table: pd.DataFrame, planned: Plan) -> tuple[pd.DataFrame, list
     if planned.modules_chosen == "all":
         warnings.append(
             "no attention projection is recognised by its name: every changed matrix is compared "
-            "(--modules takes a regular expression)"
+            "(modules takes a regular expression)"
         )
     if left_out := table.loc[~kept, unit].unique().tolist():
         warnings.append(
-            f"unchanged in every method and left out: {_shortened(left_out)} (--modules all keeps all)"
+            f"unchanged in every method and left out: {_shortened(left_out)} (modules = all keeps all)"
         )
     return table[kept].reset_index(drop=True), warnings
 

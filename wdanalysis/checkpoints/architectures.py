@@ -8,6 +8,7 @@ beginning of a component on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -93,6 +94,9 @@ STACKS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Components that say in which stack of layers a tensor lies; the leftmost in a name counts."""
+
+EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
+"""The number of an expert whose matrices are stored each by itself."""
 
 CROSS_ATTENTION = frozenset({"encoder_attn", "EncDecAttention", "crossattention", "cross_attn", "attn2"})
 """Components that say that keys and values come from another stack; such modules are called ``cross.q`` …"""

@@ -139,7 +139,8 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
     adapter = read_adapter(path, tensors, config, alpha)
     return replace(
         checkpoint,
-        format=f"PEFT adapter ({adapter.kind})",
+        format=f"{adapter.format} adapter ({adapter.method})",
+        method=adapter.method,
         tensors=adapter.tensors,
         updates=adapter.updates,
         notes=(*notes, *adapter.notes),

@@ -122,6 +122,17 @@ def inspect(path: str | Path, *, alpha: float | None = None) -> Inspection:
     ------
     CheckpointError
         `path` is not a checkpoint, or is damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> file = Path(tempfile.mkdtemp()) / "tuned.safetensors"
+    >>> save_file({"model.layers.0.self_attn.q_proj.weight": torch.ones(4, 2)}, file)
+    >>> (checkpoint,) = inspect(file).checkpoints
+    >>> checkpoint.modules
+    (ModuleCount(module='q', matrices=1, layers=(0,), shapes=((4, 2),)),)
     """
     series = open_series(path, alpha=alpha)
     notes = [*series.notes, *(note for checkpoint in series.checkpoints for note in checkpoint.notes)]
@@ -143,14 +154,9 @@ def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
     architecture = recognise(shapes, None if checkpoint.is_adapter else checkpoint.config)
     found: dict[str, list[tuple[int | None, tuple[int, int]]]] = {}
     for name, shape in shapes.items():
-        matrix = architecture.matrix(name, shape)
-        for part in matrix.parts if matrix else ():
-            outputs = sum(stop - start for start, stop in part.runs)
-            elements = 1
-            for extent in shape:
-                elements *= extent
-            inputs = shape[0] if matrix and matrix.in_by_out else elements // max(shape[0], 1)
-            found.setdefault(part.module, []).append((matrix.layer if matrix else None, (outputs, inputs)))
+        if matrix := architecture.matrix(name, shape):
+            for part in matrix.parts:
+                found.setdefault(part.module, []).append((matrix.layer, matrix.shape_of(part)))
     return CheckpointSummary(
         path=checkpoint.path,
         step=checkpoint.step,

@@ -9,7 +9,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from wdanalysis.checkpoints.architectures import (
     CONV1D_EVIDENCE,
     CROSS_ATTENTION,
     EMBEDDINGS,
+    EXPERT,
     FAMILIES,
     FUSED,
     GPT2,
@@ -36,6 +37,7 @@ from wdanalysis.checkpoints.architectures import (
     Family,
     Fused,
 )
+from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, WdAnalysisError
 
 __all__ = [
@@ -48,7 +50,6 @@ __all__ = [
     "Part",
     "canonical",
     "match",
-    "match_module",
     "recognise",
 ]
 
@@ -139,11 +140,6 @@ def _ambiguous(first: str, second: str, name: str) -> CheckpointError:
         f"'{first}' and '{second}' could both be what the other checkpoint calls '{name}', because they "
         "differ only in their prefix; save both checkpoints with the same prefixes."
     )
-
-
-def match_module(base: Iterable[str], module: str) -> str | None:
-    """Return the base tensor that an adapter's `module` adapts; for many modules make one `NameIndex`."""
-    return NameIndex(base).tensor_of(module)
 
 
 @dataclass(frozen=True)
@@ -241,17 +237,33 @@ class Part:
     module: str
     runs: tuple[tuple[int, int], ...]
 
+    @property
+    def role(self) -> str:
+        """The module without its stack."""
+        return self.module.rpartition(".")[2]
+
+    @property
+    def size(self) -> int:
+        """How many outputs it has."""
+        return sum(stop - start for start, stop in self.runs)
+
 
 @dataclass(frozen=True)
 class Matrix:
-    """How to read one stored tensor as a weight matrix.
+    """How to read one tensor as a weight matrix.
 
     Attributes
     ----------
     name
-        As stored.
+        What it is called.
+    shape
+        As stored; a convolution (out × in × …) reads as out × the rest.
     layer
         Index of the layer within its stack; None outside the layers.
+    stack
+        ``encoder``, ``decoder``, ``cross``, ``vision`` … where the name tells it, otherwise empty.
+    expert
+        Index of the expert among its layer's; None outside of experts.
     in_by_out
         Whether it is stored as in × out: GPT-2's Conv1D, and embeddings (number × dimension).
     parts
@@ -263,11 +275,42 @@ class Matrix:
     """
 
     name: str
+    shape: tuple[int, ...]
     layer: int | None
+    stack: str
+    expert: int | None
     in_by_out: bool
     parts: tuple[Part, ...]
     recognised: bool
     note: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many it is stored in."""
+        return self.shape[0]
+
+    @property
+    def row_length(self) -> int:
+        """Of a stored row."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Output features."""
+        return self.row_length if self.in_by_out else self.rows
+
+    @property
+    def inputs(self) -> int:
+        """Input features; of a convolution, times the size of its kernel."""
+        return self.rows if self.in_by_out else self.row_length
+
+    def shape_of(self, part: Part) -> tuple[int, int]:
+        """(out, in) of a part."""
+        return part.size, self.inputs
+
+    def vectors_are_rows(self, axis: Axis) -> bool:
+        """Whether a vector is a row as stored (otherwise a column)."""
+        return (axis == "out") != self.in_by_out
 
 
 @dataclass(frozen=True)
@@ -307,31 +350,34 @@ class Architecture:
         stem = _stem(name)
         role = _role(stem)
         layer, rest = _layer(stem)
+        expert = EXPERT.search(name)
+        matrix = Matrix(
+            name=name,
+            shape=shape,
+            layer=layer,
+            stack="cross" if _is_cross_attention(name) else _stack(name),
+            expert=int(expert[1]) if expert else None,
+            in_by_out=False,
+            parts=(Part(rest, ((0, shape[0]),)),),
+            recognised=role is not None,
+            note=_weight_norm_note(name),
+        )
         if role is None:
-            whole = Part(rest, ((0, shape[0]),))
-            return Matrix(name, layer, False, (whole,), recognised=False, note=_weight_norm_note(name))
+            return matrix
 
         role = self._family.renamed.get(role, role)
         in_by_out = role in EMBEDDINGS or bool(self._family.conv1d and re.search(self._family.conv1d, stem))
-        length, size = shape if in_by_out and len(shape) == 2 else (math.prod(shape[1:]), shape[0])
-        shares = self._shares(role, _stack(name), size, length)
-        note = (
-            f"the projections fused in '{name}' cannot be told apart without the model type and the number "
-            "of heads in config.json"
-            if role in FUSED and shares is None
-            else _weight_norm_note(name)
-        )
-        return Matrix(
-            name=name,
-            layer=layer,
-            in_by_out=in_by_out,
-            parts=tuple(
-                Part(self._prefix(name) + module, runs)
-                for module, runs in (shares or {role: ((0, size),)}).items()
-            ),
-            recognised=True,
-            note=note,
-        )
+        matrix = replace(matrix, in_by_out=in_by_out and len(shape) == 2)
+        shares = self._shares(role, _stack(name), matrix.outputs, matrix.inputs)
+        if role in FUSED and shares is None:
+            cannot_tell = (
+                f"the projections fused in '{name}' cannot be told apart without the model type and the number "
+                "of heads in config.json"
+            )
+            matrix = replace(matrix, note=cannot_tell)
+        runs_of = shares or {role: ((0, matrix.outputs),)}
+        parts = tuple(Part(self._prefix(name) + module, runs) for module, runs in runs_of.items())
+        return replace(matrix, parts=parts)
 
     def _prefix(self, name: str) -> str:
         if _is_cross_attention(name):
@@ -505,7 +551,7 @@ def _split_module(module: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class ModuleSelection:
-    """Which matrices `--modules` chooses.
+    """Which matrices `modules` chooses.
 
     Attributes
     ----------

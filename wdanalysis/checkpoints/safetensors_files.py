@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.dtypes import FLOATS, STORED_TYPES
 from wdanalysis.checkpoints.storage import LocalFile
-from wdanalysis.checkpoints.tensors import FLOAT_STORAGE, StoredTensor, WeightsFile
+from wdanalysis.checkpoints.tensors import StoredTensor, WeightsFile
 from wdanalysis.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
 """Longest header that the format allows, in bytes."""
-
-BITS: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(("C64", "F64", "I64", "U64"), 64)
-    | dict.fromkeys(("F32", "I32", "U32"), 32)
-    | dict.fromkeys(("BF16", "F16", "I16", "U16"), 16)
-    | dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
-    | dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6)
-    | {"F4": 4}
-)
-"""Bits of one element of every dtype of the format."""
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -67,28 +56,14 @@ def read_safetensors(path: Path) -> WeightsFile:
         end = entry.end
     _check_length(file, data_start + end)
 
+    readers = {
+        name: _Rows(file, name, entry, offset=data_start + entry.begin) for name, entry in entries.items()
+    }
     tensors = {
-        name: StoredTensor(
-            name, entry.shape, entry.dtype, path, _Rows(file, name, entry, offset=data_start + entry.begin)
-        )
+        name: StoredTensor(name, entry.shape, entry.dtype, path, readers[name], readers[name].raw)
         for name, entry in entries.items()
     }
     return WeightsFile(path, "safetensors", tensors, metadata)
-
-
-def read_bytes(tensor: StoredTensor) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor of `read_safetensors`, of any dtype.
-
-    Raises
-    ------
-    CheckpointError
-        The file ended or could not be read.
-    """
-    rows = tensor.reader
-    assert isinstance(rows, _Rows)
-    stored = np.empty(rows.entry.end - rows.entry.begin, np.uint8)
-    rows.file.read_into(rows.offset, stored)
-    return stored
 
 
 def is_lfs_pointer(file: LocalFile) -> bool:
@@ -116,9 +91,9 @@ class _Entry:
                 _refuse(
                     path, f"the header's entry of tensor {name!r} is not a dtype, a shape and two offsets"
                 )
-        if dtype not in BITS:
+        if dtype not in STORED_TYPES:
             _refuse(path, f"tensor {name!r} has the unknown dtype {dtype}")
-        bits = math.prod(shape) * BITS[dtype]
+        bits = math.prod(shape) * STORED_TYPES[dtype].bits
         if bits != 8 * (end - begin):
             _refuse(
                 path,
@@ -138,18 +113,24 @@ class _Rows:
     offset: int
 
     def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
-        if self.entry.dtype not in FLOAT_STORAGE:
+        if self.entry.dtype not in FLOATS:
             raise CheckpointError(
                 f"Tensor {self.name!r} in {self.file.path} is stored as {self.entry.dtype}, "
-                f"and only {', '.join(FLOAT_STORAGE)} can be compared; save it in one of these."
+                f"and only {', '.join(FLOATS)} can be compared; save it in one of these."
             )
-        storage = np.dtype(FLOAT_STORAGE[self.entry.dtype])
+        storage = np.dtype(FLOATS[self.entry.dtype])
         length = math.prod(self.entry.shape[1:])
         count = (stop - start) * length * storage.itemsize
         if buffer is None or buffer.nbytes < count:
             buffer = np.empty(count, np.uint8)
         self.file.read_into(self.offset + start * length * storage.itemsize, buffer[:count])
         return buffer[:count].view(storage).reshape(stop - start, length)
+
+    def raw(self) -> NDArray[np.uint8]:
+        """All bytes of the tensor, of any dtype."""
+        stored = np.empty(self.entry.end - self.entry.begin, np.uint8)
+        self.file.read_into(self.offset, stored)
+        return stored
 
 
 def _read_header(file: LocalFile) -> tuple[dict[str, Any], int]:

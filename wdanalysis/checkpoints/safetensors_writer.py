@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wdanalysis.checkpoints.safetensors_files import BITS
+from wdanalysis.checkpoints.dtypes import STORED_TYPES
+from wdanalysis.writing import appearing_file
 
 ALIGNMENT = 8
 """The header is padded with spaces, so that the data begin at a multiple of this."""
@@ -41,7 +41,7 @@ class Entry:
     @property
     def bits(self) -> int:
         """Of one element."""
-        return BITS[self.dtype]
+        return STORED_TYPES[self.dtype].bits
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +58,7 @@ def write_safetensors(
     Parameters
     ----------
     path
-        The file, which must not exist.
+        The file, which appears when it is complete.
     entries
         Every tensor, in the order in which it will be written.
     metadata
@@ -69,11 +69,11 @@ def write_safetensors(
     ValueError
         Fewer or more bytes were appended than `entries` have.
     OSError
-        The file exists or cannot be written.
+        The file cannot be written.
     """
     expected = sum(entry.nbytes for entry in entries)
     written = 0
-    with path.open("xb") as file:
+    with appearing_file(path) as file:
 
         def append(data: bytes | memoryview) -> None:
             nonlocal written
@@ -84,8 +84,6 @@ def write_safetensors(
         yield append
         if written != expected:
             raise ValueError(f"{written:,} bytes were written to {path}, and its tensors have {expected:,}")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:

@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdanalysis.errors import CheckpointError
+
+Progress = Callable[[int, int], None]
+"""Called with what is done so far and what there is to do in all: bytes, or matrices."""
+
+LARGEST_READ = 1 << 24
+"""Bytes in one read where the system cannot read at an offset into memory that is there."""
 
 OPEN_FILES = 128
 """How many files are kept open; a long series of sharded checkpoints has more than a process may open."""
@@ -62,7 +69,7 @@ class LocalFile:
         remaining = memoryview(view.data)
         try:
             while remaining:
-                count = os.preadv(descriptor.number, [remaining], offset)
+                count = descriptor.read_into(remaining, offset)
                 if count == 0:
                     raise CheckpointError(
                         f"{self.path} ended while it was read, {len(remaining):,} bytes too early; "
@@ -140,11 +147,24 @@ class _Descriptor:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.number = os.open(
+                path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            )
         except OSError as error:
             raise CheckpointError(f"{path} could not be opened: {error.strerror}.") from error
         weakref.finalize(self, os.close, self.number)
         self.status = os.fstat(self.number)
+        self._seeking = threading.Lock()
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read what is there from `offset` on, at most as much as fits; return how much that was."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self.number, [view], offset)
+        with self._seeking:  # Windows: the position belongs to the file, which threads share
+            os.lseek(self.number, offset, os.SEEK_SET)
+            data = os.read(self.number, min(len(view), LARGEST_READ))
+        view[: len(data)] = data
+        return len(data)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:

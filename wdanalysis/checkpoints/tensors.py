@@ -8,21 +8,16 @@ only the rows that are asked for, so memory is bounded by a block of rows and no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.dtypes import FLOATS, STORED_TYPES
 from wdanalysis.decomposition import Axis
-
-FLOAT_STORAGE: Mapping[str, type[np.generic]] = MappingProxyType(
-    {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-)
-"""The numpy type of each float dtype as stored; bfloat16, which numpy lacks, travels as its 16 bits."""
 
 
 class RowReader(Protocol):
@@ -49,6 +44,8 @@ class StoredTensor:
         The file that holds it.
     reader
         How to read rows of it.
+    raw
+        How to read its bytes, of any dtype; None where its numbers are not stored, but calculated.
     """
 
     name: str
@@ -56,11 +53,12 @@ class StoredTensor:
     dtype: str
     path: Path
     reader: RowReader = field(repr=False, compare=False)
+    raw: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_float(self) -> bool:
         """Whether the three sums can be taken of it: F64, F32, F16 or BF16."""
-        return self.dtype in FLOAT_STORAGE
+        return self.dtype in FLOATS
 
     @property
     def rows(self) -> int:
@@ -80,10 +78,10 @@ class StoredTensor:
     @property
     def itemsize(self) -> int:
         """Bytes of an element of a float tensor."""
-        return np.dtype(FLOAT_STORAGE[self.dtype]).itemsize
+        return STORED_TYPES[self.dtype].bits // 8
 
     def read_rows(self, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """Read rows `start:stop` as a (stop − start) × `row_length` array of `FLOAT_STORAGE[dtype]`.
+        """Read rows `start:stop` as a (stop − start) × `row_length` array of `dtypes.FLOATS[dtype]`.
 
         Parameters
         ----------
@@ -104,13 +102,23 @@ class StoredTensor:
         """Read the whole tensor, a small one, in its own shape and storage dtype."""
         return self.read_rows(0, self.rows).reshape(self.shape)
 
+    def read_bytes(self) -> NDArray[np.uint8]:
+        """Read all bytes of the tensor, of any dtype, in C order.
+
+        Raises
+        ------
+        CheckpointError
+            The file ended or could not be read.
+        """
+        return self.read().reshape(-1).view(np.uint8) if self.raw is None else self.raw()
+
     def first_columns(self, count: int) -> StoredTensor:
         """Return the first `count` columns of a matrix, as a tensor of their own."""
 
         def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
             return self.reader(start, stop, buffer)[:, :count]
 
-        return replace(self, shape=(self.rows, count), reader=read)
+        return replace(self, shape=(self.rows, count), reader=read, raw=None)
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,8 @@ class Checkpoint:
         Every file that is read.
     notes
         Sentences on what was found and left out, or is worth a warning.
+    method
+        An adapter's: ``LoRA``, ``DoRA``, ``VeRA``, ``DVoRA``; None for a model.
     """
 
     path: Path
@@ -229,11 +239,12 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    method: str | None = None
 
     @property
     def is_adapter(self) -> bool:
         """Whether it needs a base model to be a model."""
-        return bool(self.updates) or self.format.startswith("PEFT")
+        return bool(self.updates) or self.method is not None
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.dtypes import FLOATS, from_torch, of_torch
 from wdanalysis.checkpoints.safetensors_files import is_lfs_pointer
 from wdanalysis.checkpoints.storage import LocalFile
-from wdanalysis.checkpoints.tensors import FLOAT_STORAGE, StoredTensor, WeightsFile
+from wdanalysis.checkpoints.tensors import StoredTensor, WeightsFile
 from wdanalysis.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -29,29 +30,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts nest the state dict."""
 
 ZIP_MAGIC = b"PK\x03\x04"
-
-SAFETENSORS_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "float8_e8m0fnu": "F8_E8M0",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "complex64": "C64",
-}
-"""torch's names of dtypes in the safetensors spelling; others keep torch's name and cannot be compared."""
 
 
 def read_torch(path: Path) -> WeightsFile:
@@ -85,28 +63,20 @@ def read_torch(path: Path) -> WeightsFile:
             f"{path} holds a {type(content).__name__} instead of a state dict; save `model.state_dict()`."
         )
 
-    tensors = {
-        str(name): StoredTensor(
-            str(name), tuple(value.shape), _dtype(value), path, _Rows(path, str(name), value.detach())
-        )
+    readers = {
+        str(name): _Rows(path, str(name), value.detach())
         for name, value in content.items()
         if isinstance(value, torch.Tensor) and value.layout is torch.strided
+    }
+    tensors = {
+        name: StoredTensor(name, tuple(rows.tensor.shape), of_torch(rows.tensor.dtype), path, rows, rows.raw)
+        for name, rows in readers.items()
     }
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors; save `model.state_dict()` instead.")
     if others := [str(name) for name in content if str(name) not in tensors]:
         notes.append(f"{path.name}: left out {', '.join(others)}, which are not dense tensors.")
     return WeightsFile(path, "PyTorch", tensors, notes=tuple(notes))
-
-
-def read_bytes(tensor: StoredTensor) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor of `read_torch`, of any dtype, in C order."""
-    import torch
-
-    rows = tensor.reader
-    assert isinstance(rows, _Rows)
-    stored: NDArray[np.uint8] = rows.tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return stored
 
 
 @dataclass(frozen=True)
@@ -118,18 +88,22 @@ class _Rows:
     tensor: torch.Tensor
 
     def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
-        import torch
-
-        if _dtype(self.tensor) not in FLOAT_STORAGE:
+        if (dtype := of_torch(self.tensor.dtype)) not in FLOATS:
             raise CheckpointError(
-                f"Tensor {self.name!r} in {self.path} is stored as {_dtype(self.tensor)}, "
-                f"and only {', '.join(FLOAT_STORAGE)} can be compared; save it in one of these."
+                f"Tensor {self.name!r} in {self.path} is stored as {dtype}, "
+                f"and only {', '.join(FLOATS)} can be compared; save it in one of these."
             )
         tensor = self.tensor if self.tensor.dim() else self.tensor.reshape(1)
         rows = tensor[start:stop].contiguous()
         length = int(np.prod(tensor.shape[1:], dtype=np.int64))
-        stored = rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows
-        return stored.numpy().reshape(stop - start, length)
+        return from_torch(rows).reshape(stop - start, length)
+
+    def raw(self) -> NDArray[np.uint8]:
+        """All bytes of the tensor, of any dtype, in C order."""
+        import torch
+
+        stored: NDArray[np.uint8] = self.tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        return stored
 
 
 def _load(path: Path) -> Any:
@@ -158,8 +132,3 @@ def _load(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is truncated, damaged or not written by torch.save; download or save it again."
         ) from error
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return SAFETENSORS_DTYPES.get(name, name)

@@ -13,6 +13,8 @@ import numpy as np
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.dtypes import STORED_TYPES, bfloat16_value
+
 # The rows of the array of sums. The last two do not enter Eq. 3 and 4, but come with the same bytes.
 A, P, Q, ULP2, UNCHANGED = range(5)
 SUMS = 5
@@ -21,7 +23,9 @@ SUMS = 5
 _COLUMNS_AT_ONCE = 1024  # five float64 sums of so many columns stay in the first-level cache
 
 # ulp(w) = 2^(exponent of w − fraction bits), and below the smallest normal number it stays what it is there.
-_FRACTION_BITS = {"uint16": 7, "float16": 10, "float32": 23, "float64": 52}
+_FRACTION_BITS = {
+    np.dtype(stored.storage): stored.fraction_bits for stored in STORED_TYPES.values() if stored.storage
+}
 _SMALLEST_NORMAL = {"float16": np.float32(2.0**-14), "float32": np.float32(2.0**-126), "float64": 2.0**-1022}
 
 
@@ -35,10 +39,10 @@ def _power(stored):
 
 @overload(_value)
 def _value_of(stored):
-    if stored == numba.uint16:  # bfloat16: the upper half of a float32
-        return lambda stored: np.uint32(np.uint32(stored) << np.uint32(16)).view(np.float32)
+    if stored == numba.uint16:  # bfloat16, its bits
+        return lambda stored: _bfloat16_value(stored)  # noqa: PLW0108 - numba compiles a lambda, not a dispatcher
     if stored == numba.int16:  # float16, its bits
-        return lambda stored: _float16_value(stored)  # noqa: PLW0108 - numba compiles a lambda, not a dispatcher
+        return lambda stored: _float16_value(stored)  # noqa: PLW0108
     return lambda stored: stored
 
 
@@ -58,6 +62,9 @@ def _power_of(stored):
         return np.float64(max(np.uint32(bits & mask).view(np.float32), tiny))
 
     return power
+
+
+_bfloat16_value = numba.njit(bfloat16_value)
 
 
 @numba.njit
@@ -174,7 +181,7 @@ def add_dense(
         Σ w²·ulp(w)² of each vector, added to in place; None leaves this sum out.
     """
     add = _add_rows if vectors_are_rows else _add_columns
-    ulp2_unit = 2.0 ** (-2 * _FRACTION_BITS[tuned.dtype.name])
+    ulp2_unit = 2.0 ** (-2 * _FRACTION_BITS[tuned.dtype])
     blocks = _storage_bits(base), _storage_bits(tuned)
     add(*blocks, columns.start, columns.stop, ulp2_unit, sums, weighted_ulp2, first_vector)
 
@@ -182,10 +189,3 @@ def add_dense(
 def _storage_bits(block: NDArray[Any]) -> NDArray[Any]:
     """Float16 as int16, which tells its bits from bfloat16's uint16; other types as they are."""
     return block.view(np.int16) if block.dtype == np.float16 else block
-
-
-def widen(block: NDArray[Any]) -> NDArray[np.float64]:
-    """Values of a stored block in float64 (exact for every storage type)."""
-    if block.dtype == np.uint16:
-        return (block.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    return block.astype(np.float64)

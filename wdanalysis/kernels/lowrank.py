@@ -11,7 +11,7 @@ so one product of W₀ with all adapters' F side by side serves every step of ev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Factors:
-    """An update ΔW = scale · B A in float64.
+    """An update of the direction, ΔV = scale · B A, in float64, and what the vectors are then rescaled to.
 
     Attributes
     ----------
@@ -34,15 +34,26 @@ class Factors:
         r × in.
     scale
         s.
+    magnitude
+        DoRA's m, one number for each vector along `magnitude_axis`; None where V = W₀ + ΔV is the tuned matrix itself.
+    magnitude_axis
+        What m rescales.
     """
 
     B: Array
     A: Array
     scale: float
+    magnitude: Vector | None = None
+    magnitude_axis: Axis = "out"
 
     def of_outputs(self, outputs: NDArray[np.intp]) -> Factors:
         """The update of these output features alone (q's share of a fused projection)."""
-        return Factors(self.B[outputs], self.A, self.scale)
+        m = self.magnitude
+        return replace(
+            self,
+            B=self.B[outputs],
+            magnitude=m[outputs] if m is not None and self.magnitude_axis == "out" else m,
+        )
 
     def sides(self, axis: Axis) -> tuple[Array, Array]:
         """G (vectors × r) and F (length × r)."""
@@ -84,25 +95,3 @@ class LowRankSums:
         p = s * np.einsum("ir,ir->i", G, product)
         q = s**2 * np.einsum("ir,ir->i", G @ (F.T @ F), G)
         return p, np.maximum(q, 0.0)
-
-
-def dora_update(block: Array, factors: Factors, scale_change: Vector, outputs: slice, inputs: slice) -> Array:
-    """A block of DoRA's whole update W − W₀ (Eq. 5), out × in, for measuring it along the input axis.
-
-    Those vectors are not the ones that DoRA rescales, so that its rows have to be built: with c = m/‖v‖ for each
-    output, W − W₀ = (c − 1)·W₀ + c·s·BA, which subtracts nothing nearly equal.
-
-    Parameters
-    ----------
-    block
-        W₀[outputs, inputs], out × in.
-    factors
-        ΔV = s·BA of the whole matrix.
-    scale_change
-        c − 1 for every output of the whole matrix.
-    outputs, inputs
-        Where the block lies.
-    """
-    change = scale_change[outputs, None]
-    direction_update = factors.B[outputs] @ factors.A[:, inputs]
-    return change * block + (1 + change) * factors.scale * direction_update

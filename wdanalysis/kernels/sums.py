@@ -58,35 +58,15 @@ def vector_changes(a: Vector, p: Vector, q: Vector) -> VectorChanges:
     a, p, q
         Σ w₀², Σ w₀·d and Σ d² of each vector. NaN where an element was not finite, which the result then is too.
     """
-    m0, m, one_minus_cos = _magnitudes_and_turn(a, p, q)
+    m0, m, one_minus_cos = magnitudes_and_turn(a, p, q)
     both = m + m0
     with np.errstate(invalid="ignore"):  # a vector that is not finite
         change = np.divide(2 * p + q, both, out=np.zeros_like(both), where=both != 0)
     return VectorChanges(m0, np.where(m == 0, 0.0 - m0, change), one_minus_cos, q)
 
 
-def vector_changes_of_dora(a: Vector, p: Vector, q: Vector, magnitude: Vector) -> VectorChanges:
-    """Evaluate them for w = m·v/‖v‖ (Eq. 5), from the sums of v = w₀ + ΔV and the stored m.
-
-    Only the direction comes from v. A negative m turns the vector round.
-
-    Parameters
-    ----------
-    a, p, q
-        The sums of each vector of V = W₀ + BA, as in `vector_changes`.
-    magnitude
-        The trained m, one number for each vector.
-    """
-    m0, v_norm, turn_of_v = _magnitudes_and_turn(a, p, q)
-    m = np.where(v_norm == 0, 0.0 * magnitude, np.abs(magnitude))  # a zero v stays zero: m·v/‖v‖ is 0/0 there
-    turn = np.where((magnitude < 0) & (v_norm > 0), 2 - turn_of_v, turn_of_v)
-    turn = np.where((m0 == 0) & (m == 0), 0.0, np.where((m0 == 0) != (m == 0), 1.0 + 0.0 * turn, turn))
-    change = m - m0
-    return VectorChanges(m0, change, turn, change**2 + 2 * m0 * m * turn)  # Σ d², by the law of cosines
-
-
-def _magnitudes_and_turn(a: Vector, p: Vector, q: Vector) -> tuple[Vector, Vector, Vector]:
-    """m₀, m and 1 − cos."""
+def magnitudes_and_turn(a: Vector, p: Vector, q: Vector) -> tuple[Vector, Vector, Vector]:
+    """m₀, m and 1 − cos of each vector, from the sums as in `vector_changes`."""
     with np.errstate(invalid="ignore"):  # a vector that is not finite
         return _with_angles(a, p, q)
 

@@ -16,10 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wdanalysis.kernels import cpu
-from wdanalysis.kernels.lowrank import Factors, dora_update
+from wdanalysis.checkpoints.dtypes import widen
+from wdanalysis.checkpoints.storage import Progress
+from wdanalysis.checkpoints.tensors import StoredTensor
+from wdanalysis.kernels.lowrank import Factors
+from wdanalysis.kernels.rescale import rescaled_update, rescaling_less_one
 from wdanalysis.measure.plan import Job, Plan, State
-from wdanalysis.measure.stream import Progress, load_update
+from wdanalysis.measure.stream import load_update, outputs_of
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -36,20 +39,11 @@ SUBSPACES = (1, 2, 4, 8)
 SMALL = 256
 """A matrix whose shorter side is no longer is decomposed whole."""
 
-SPECTRA_COLUMNS = (
-    *(
-        "method",
-        "step",
-        "layer",
-        "module",
-        "name",
-        "rank",
-        "stable_rank",
-        "effective_rank",
-        "intruder_dimensions",
-    ),
-    *(f"{which}_s{i + 1}" for which in ("base", "tuned", "update") for i in range(TOP)),
-)
+_KEYS = ("method", "step", "layer", "module", "name")
+_COUNTS = ("rank", "intruder_dimensions")
+_TOP_VALUES = tuple(f"{which}_s{i + 1}" for which in ("base", "tuned", "update") for i in range(TOP))
+
+SPECTRA_COLUMNS = (*_KEYS, "rank", "stable_rank", "effective_rank", "intruder_dimensions", *_TOP_VALUES)
 """The columns of `Spectra.matrices`."""
 
 SIMILARITY_COLUMNS = (
@@ -225,6 +219,21 @@ def measure_spectra(plan: Plan, *, progress: Progress | None = None) -> Spectra:
     ------
     SpectraInterrupted
         On Ctrl-C.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> from wdanalysis.checkpoints import open_checkpoint, open_series
+    >>> from wdanalysis.measure.plan import plan
+    >>> base, tuned = (Path(tempfile.mkdtemp()) / "w.safetensors" for _ in range(2))
+    >>> save_file({"q_proj.weight": torch.eye(4)}, base)
+    >>> save_file({"q_proj.weight": torch.eye(4) + torch.diag(torch.tensor([2.0, 1.0, 0.0, 0.0]))}, tuned)
+    >>> spectra = measure_spectra(plan(open_checkpoint(base), {"FT": open_series(tuned)}))
+    >>> spectra.matrices[["method", "update_s1", "update_s2", "stable_rank"]].to_dict("records")
+    [{'method': 'FT', 'update_s1': 2.0, 'update_s2': 1.0, 'stable_rank': 1.25}]
     """
     matrices: list[dict[str, object]] = []
     similarities: list[dict[str, object]] = []
@@ -243,9 +252,9 @@ def _measure(
     total = sum(len(job.matrix.parts) * (len(job.dense) + len(job.updates)) for job in plan.jobs)
     progress(0, total)
     for job in plan.jobs:
-        W0 = _whole(job, cpu.widen(job.base.read_rows(0, job.rows)))
+        W0 = _whole(job, job.base)
         for part in job.matrix.parts:
-            outputs = job.outputs_of(part)
+            outputs = outputs_of(part)
             place = {"layer": job.matrix.layer, "module": part.module, "name": job.base.name}
             base = BaseVectors(W0[outputs]) if np.isfinite(W0[outputs]).all() else None
             at_last: list[tuple[State, Update]] = []
@@ -259,8 +268,8 @@ def _measure(
 
 
 def _tables(matrices: list[dict[str, object]], similarities: list[dict[str, object]]) -> Spectra:
-    integers = dict.fromkeys(("step", "layer", "rank", "intruder_dimensions"), "Int64")
-    floats = dict.fromkeys((c for c in SPECTRA_COLUMNS[6:] if c not in integers), "float64")
+    integers = dict.fromkeys(("step", "layer", *_COUNTS), "Int64")
+    floats = dict.fromkeys(("stable_rank", "effective_rank", *_TOP_VALUES), "float64")
     table = pd.DataFrame(matrices, columns=list(SPECTRA_COLUMNS)).astype(integers | floats)
     pairs = pd.DataFrame(similarities, columns=list(SIMILARITY_COLUMNS))
     return Spectra(table, pairs.astype({"step_a": "Int64", "step_b": "Int64", "layer": "Int64"}))
@@ -275,8 +284,9 @@ def _last_steps(plan: Plan) -> dict[str, int | None]:
     return {method: max(of, key=lambda step: (step is None, step or 0)) for method, of in steps.items()}
 
 
-def _whole(job: Job, stored: Array) -> Array:
-    """A stored matrix as out × in."""
+def _whole(job: Job, tensor: StoredTensor) -> Array:
+    """What a job compares of a stored matrix, as out × in."""
+    stored = widen(tensor.read_rows(0, job.matrix.rows))
     return stored.T if job.matrix.in_by_out else stored
 
 
@@ -288,17 +298,16 @@ def _updates(
         if not finite:
             yield state, None
             continue
-        W = _whole(job, cpu.widen(tensor.read_rows(0, job.rows)))[outputs]
+        W = _whole(job, tensor)[outputs]
         yield state, _dense_update(W, W - W0[outputs]) if np.isfinite(W).all() else None
     for state, low_rank in job.updates:
-        factors, magnitude = load_update(low_rank)
-        factors = factors.of_outputs(outputs)
+        factors = load_update(low_rank)
         if not finite or not (np.isfinite(factors.A).all() and np.isfinite(factors.B).all()):
             yield state, None
-        elif magnitude is None:
-            yield state, _low_rank_update(W0[outputs], factors)
+        elif factors.magnitude is None:
+            yield state, _low_rank_update(W0[outputs], factors.of_outputs(outputs))
         else:
-            d = _dora_update(W0[outputs], factors, magnitude[outputs])
+            d = _dora_update(W0, factors, outputs)
             yield state, _dense_update(W0[outputs] + d, d) if np.isfinite(d).all() else None
 
 
@@ -316,11 +325,18 @@ def _low_rank_update(W0: Array, factors: Factors) -> Update:
     return Update(values, right[:, values[: max(SUBSPACES)] > 0], aslinearoperator(W0) + BA)
 
 
-def _dora_update(W0: Array, factors: Factors, magnitude: Array) -> Array:
-    """W − W₀ = (c − 1)·W₀ + c·s·BA with c = m/‖v‖ (Eq. 5)."""
-    v_norm = np.linalg.norm(W0 + factors.scale * (factors.B @ factors.A), axis=1)
-    scale_change = np.divide(magnitude - v_norm, v_norm, out=-np.ones_like(v_norm), where=v_norm != 0)
-    return dora_update(W0, factors, scale_change, slice(None), slice(None))
+def _dora_update(W0: Array, factors: Factors, outputs: NDArray[np.intp]) -> Array:
+    """W − W₀ of these outputs; the norms of input vectors are those of the whole matrix."""
+    if factors.magnitude_axis == "in":
+        return _rescaled(W0, factors)[outputs]
+    return _rescaled(W0[outputs], factors.of_outputs(outputs))
+
+
+def _rescaled(W0: Array, factors: Factors) -> Array:
+    assert factors.magnitude is not None
+    V = W0 + factors.scale * (factors.B @ factors.A)
+    norm = np.linalg.norm(V, axis=1 if factors.magnitude_axis == "out" else 0)
+    return rescaled_update(W0, factors, rescaling_less_one(factors.magnitude, norm))
 
 
 def _row(update: Update, base: BaseVectors) -> dict[str, object]:

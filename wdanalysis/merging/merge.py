@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,24 +17,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wdanalysis.checkpoints import open_checkpoint, safetensors_files, torch_files
+from wdanalysis.checkpoints import open_checkpoint
+from wdanalysis.checkpoints.dtypes import OF_TORCH, STORED_TYPES, torch_type
 from wdanalysis.checkpoints.folders import holds_named_weights
-from wdanalysis.checkpoints.names import NameIndex, match, recognise
+from wdanalysis.checkpoints.model import base_mismatch, describe
 from wdanalysis.checkpoints.safetensors_writer import Entry, write_safetensors
-from wdanalysis.checkpoints.storage import read_json
+from wdanalysis.checkpoints.storage import Progress, read_json
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, StoredTensor
 from wdanalysis.errors import CheckpointError, OutputError
-from wdanalysis.measure.plan import base_mismatch, orient
 from wdanalysis.merging.merged_weights import merged_blocks, row_ranges, wide_blocks, widened
+from wdanalysis.writing import appearing_folder, free_bytes, plain_errors
 
 DType = Literal["float32", "bfloat16", "float16", "keep"]
-
-STORED_AS: Mapping[str, str] = MappingProxyType({"float32": "F32", "bfloat16": "BF16", "float16": "F16"})
-"""What `dtype` means in safetensors' spelling."""
-
-TORCH_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-)
 
 COMPANIONS = (
     "config.json",
@@ -63,9 +55,6 @@ UNMERGEABLE_SETTINGS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Fields of `adapter_config.json` that, when set, change more than the matrices that are merged here."""
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes written so far and the bytes to write in all."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +114,7 @@ def merge(
     alpha
         LoRA's α for an adapter that has no `adapter_config.json`.
     progress
-        Told after every block.
+        Told after every block the bytes written and the bytes to write.
 
     Raises
     ------
@@ -136,12 +125,27 @@ def merge(
         A module has another shape in the base.
     OutputError
         `out` exists and `force` is False, or holds something else than a model; the disk is too small.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from safetensors.torch import load_file, save_file
+    >>> folder, q = Path(tempfile.mkdtemp()), "layers.0.self_attn.q_proj"
+    >>> save_file({f"{q}.weight": torch.zeros(2, 3)}, folder / "base.safetensors")
+    >>> factors = {f"{q}.lora_A.weight": torch.ones(1, 3), f"{q}.lora_B.weight": torch.ones(2, 1)}
+    >>> save_file(factors, folder / "adapter_model.safetensors")
+    >>> merged = merge(folder / "base.safetensors", folder / "adapter_model.safetensors", folder / "merged", alpha=2)
+    >>> load_file(merged.files[0])
+    {'layers.0.self_attn.q_proj.weight': tensor([[2., 2., 2.],
+            [2., 2., 2.]])}
     """
     out = Path(out)
     base_model, tuned = open_checkpoint(base), open_checkpoint(adapter, alpha=alpha)
-    recipe = _plan(base_model, tuned, dtype)
+    _check_mergeable(base_model, tuned)
+    recipe = _Planning(base_model, tuned, dtype).recipe()
     _check_free(out, [base_model.path, tuned.path], force=force)
-    with _appearing(out, recipe.nbytes) as folder:
+    _check_space(out, recipe.nbytes)
+    with plain_errors(out, "the merged model"), appearing_folder(out) as folder:
         names = _shard_names(len(recipe.shards))
         total, done = recipe.nbytes, 0
         for name, tensors in zip(names, recipe.shards, strict=True):
@@ -159,7 +163,7 @@ def merge(
     return Merged(
         folder=out,
         files=tuple(out / name for name in names),
-        method=tuned.format.removeprefix("PEFT adapter (").removesuffix(")"),
+        method=tuned.method or "",
         matrices=sum(tensor.update is not None for tensor in recipe.tensors),
         replaced=len(tuned.tensors),
         notes=tuple(dict.fromkeys([*base_model.notes, *tuned.notes, *recipe.notes])),
@@ -186,8 +190,7 @@ class _Tensor:
     def blocks(self) -> Iterator[bytes | memoryview]:
         """Its bytes, block by block."""
         if not self.source.is_float:
-            from_safetensors = self.source.path.suffix == ".safetensors"
-            yield (safetensors_files if from_safetensors else torch_files).read_bytes(self.source).data
+            yield self.source.read_bytes().data
             return
         if self.update is None and self.source.dtype == self.dtype:
             for start, stop in row_ranges(self.source):
@@ -208,11 +211,12 @@ class _Tensor:
             yield merged
 
     def _stored(self, rows: Tensor) -> memoryview:
-        stored = rows.to(TORCH_DTYPES[self.dtype])
+        stored = rows.to(torch_type(self.dtype))
         if (stored.isinf() & rows.isfinite()).any():
             raise CheckpointError(
                 f"{self.name} of {self.source.path} has numbers beyond the range of "
-                f"{str(stored.dtype).removeprefix('torch.')}; merge with --dtype bfloat16 or float32."
+                f"{str(stored.dtype).removeprefix('torch.')}; merge as bfloat16 or float32.",
+                parameter="dtype",
             )
         return memoryview(stored.contiguous().view(torch.uint8).numpy().reshape(-1).data)
 
@@ -235,7 +239,97 @@ class _Recipe:
         return sum(tensor.entry.nbytes for tensor in self.tensors)
 
 
-def _plan(base: Checkpoint, adapter: Checkpoint, dtype: DType) -> _Recipe:
+class _Planning:
+    """What becomes of each tensor, decided tensor by tensor: it is kept, replaced, added or gets an update."""
+
+    def __init__(self, base: Checkpoint, adapter: Checkpoint, dtype: DType) -> None:
+        self._base, self._adapter, self._dtype = base, adapter, dtype
+        self._model = describe(base)
+        self._planned = {name: _Tensor(name, t, self._stored_as(t)) for name, t in base.tensors.items()}
+        mismatch = base_mismatch(base, adapter)
+        self._notes = [] if mismatch is None else [f"{mismatch}."]
+        self._config: dict[str, Any] = {}
+        self._resized = False
+        if dtype != "keep":
+            self._config["torch_dtype" if "torch_dtype" in (base.config or {}) else "dtype"] = dtype
+
+    def recipe(self) -> _Recipe:
+        """Go through the adapter's whole tensors, then its updates."""
+        matching = self._model.match(self._adapter)
+        for name, replacement in matching.pairs.items():
+            self._replace(name, self._adapter.tensors[replacement])
+        for name in matching.only_tuned:
+            self._add(self._adapter.tensors[name])
+        for update in self._adapter.updates:
+            self._update(update)
+        shards = _shards(self._base, self._planned)
+        return _Recipe(shards, self._config, tuple(self._notes), self._resized)
+
+    def _replace(self, name: str, replacement: StoredTensor) -> None:
+        source = self._base.tensors[name]
+        if replacement.shape[1:] != source.shape[1:]:
+            raise CheckpointError(
+                f"{replacement.name} is {replacement.shape} in {replacement.path} and {source.shape} in "
+                f"{source.path}: is it the model that the adapter was trained on?"
+            )
+        if replacement.shape != source.shape:
+            self._resized = True
+            if (self._base.config or {}).get("vocab_size") == source.rows:
+                self._config["vocab_size"] = replacement.rows
+        is_kept = self._dtype == "keep" and replacement.is_float
+        self._planned[name] = _Tensor(
+            name, replacement, source.dtype if is_kept else self._stored_as(replacement)
+        )
+
+    def _add(self, tensor: StoredTensor) -> None:
+        self._planned[tensor.name] = _Tensor(tensor.name, tensor, self._stored_as(tensor))
+        if self._model.is_tied(tensor.name):
+            self._config["tie_word_embeddings"] = False
+
+    def _update(self, update: LowRankUpdate) -> None:
+        target = self._model.target(update)
+        if target is None:
+            raise CheckpointError(
+                f"{update.module}, which {self._adapter.path} adapts, is not in {self._base.path} "
+                f"({next(iter(self._base.tensors), 'nothing')} there): is it the model that the adapter was trained on?"
+            )
+        name = f"{update.module}.weight" if target.is_tied else target.tensor.name
+        if target.is_tied:  # the weight gets a tensor of its own
+            self._planned.setdefault(name, replace(self._planned[target.tensor.name], name=name, update=None))
+            self._config["tie_word_embeddings"] = False
+        planned = self._planned[name]
+        if not planned.source.is_float:
+            raise CheckpointError(
+                f"{name} in {planned.source.path} is stored as {planned.source.dtype}; merge into a base in a float "
+                "dtype of 16 bits or more."
+            )
+        if (other := planned.update) is not None:
+            raise CheckpointError(
+                f"{self._adapter.path} adapts {name} of {self._base.path} twice, as {update.module} and as "
+                f"{other.module}; save the adapter again."
+            )
+        if planned.source is not target.tensor:  # the adapter has the whole tensor as well
+            own_name = f"{update.module}.weight"
+            target = replace(
+                target, tensor=planned.source, matrix=self._model.matrix_of(planned.source, own_name)
+            )
+        matrix, fitted = target.fitted()
+        self._planned[name] = replace(planned, update=fitted, in_by_out=matrix.in_by_out)
+        if (self._base.config or {}).get("tie_word_embeddings") and matrix.parts[0].module == "embed":
+            self._notes.append(
+                f"{name} is tied to the output embedding, which the merged model changes with it, as PEFT's merge does."
+            )
+
+    def _stored_as(self, tensor: StoredTensor) -> str:
+        if tensor.dtype not in STORED_TYPES:
+            raise CheckpointError(
+                f"{tensor.name} in {tensor.path} is stored as {tensor.dtype}, which safetensors does not have; "
+                "leave it out of the checkpoint or store it as floats."
+            )
+        return tensor.dtype if self._dtype == "keep" or not tensor.is_float else OF_TORCH[self._dtype]
+
+
+def _check_mergeable(base: Checkpoint, adapter: Checkpoint) -> None:
     if base.is_adapter:
         raise CheckpointError(f"{base.path} is an adapter; BASE must be the model that it was trained on.")
     if not adapter.is_adapter:
@@ -245,84 +339,6 @@ def _plan(base: Checkpoint, adapter: Checkpoint, dtype: DType) -> _Recipe:
             raise CheckpointError(
                 f"{adapter.path} has {setting}, which {reason}; merge it with PEFT's `merge_and_unload`."
             )
-
-    def stored_as(tensor: StoredTensor) -> str:
-        return tensor.dtype if dtype == "keep" or not tensor.is_float else STORED_AS[dtype]
-
-    for tensor in (*base.tensors.values(), *adapter.tensors.values()):
-        if tensor.dtype not in safetensors_files.BITS:
-            raise CheckpointError(
-                f"{tensor.name} in {tensor.path} is stored as {tensor.dtype}, which safetensors does not have; "
-                "leave it out of the checkpoint or store it as floats."
-            )
-    planned = {name: _Tensor(name, tensor, stored_as(tensor)) for name, tensor in base.tensors.items()}
-    notes = [] if (mismatch := base_mismatch(base, adapter)) is None else [f"{mismatch}."]
-    config: dict[str, Any] = {}
-    if dtype != "keep":
-        config["torch_dtype" if "torch_dtype" in (base.config or {}) else "dtype"] = dtype
-
-    resized = False
-    pairs = match(base.tensors, adapter.tensors, tie_word_embeddings=False)
-    for name, replacement_name in pairs.pairs.items():
-        source, replacement = base.tensors[name], adapter.tensors[replacement_name]
-        if replacement.shape != source.shape:
-            if replacement.shape[1:] != source.shape[1:]:
-                raise CheckpointError(
-                    f"{replacement.name} is {replacement.shape} in {replacement.path} and {source.shape} in "
-                    f"{source.path}: is it the model that the adapter was trained on?"
-                )
-            resized = True
-            if (base.config or {}).get("vocab_size") == source.rows:
-                config["vocab_size"] = replacement.rows
-        stored = source.dtype if dtype == "keep" and replacement.is_float else stored_as(replacement)
-        planned[name] = _Tensor(name, replacement, stored)
-
-    index = NameIndex(base.tensors)
-    for name in pairs.only_tuned:
-        planned[name] = _Tensor(name, adapter.tensors[name], stored_as(adapter.tensors[name]))
-        if index.find_tied(name):
-            config["tie_word_embeddings"] = False
-
-    shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
-    architecture = recognise(shapes, base.config)
-    for update in adapter.updates:
-        weight = f"{update.module}.weight"
-        found = index.tensor_of(update.module)
-        if found is None:
-            raise CheckpointError(
-                f"{update.module}, which {adapter.path} adapts, is not in {base.path} ({next(iter(shapes), 'nothing')} "
-                "there): is it the model that the adapter was trained on?"
-            )
-        name, source = found, planned[found].source
-        if not source.is_float:
-            raise CheckpointError(
-                f"{name} in {source.path} is stored as {source.dtype}; merge into a base in a float dtype of 16 bits "
-                "or more."
-            )
-        if index.find(weight) is None and index.find(update.module) is None:  # found as what it is tied to
-            planned[weight] = _Tensor(weight, source, planned[name].dtype)
-            config["tie_word_embeddings"] = False
-            name = weight
-        matrix = architecture.matrix(weight, source.shape)
-        if matrix is None:
-            raise CheckpointError(f"{name} in {source.path} is no matrix, but {adapter.path} adapts it.")
-        if (other := planned[name].update) is not None:
-            raise CheckpointError(
-                f"{adapter.path} adapts {name} of {base.path} twice, as {update.module} and as "
-                f"{other.module}; save the adapter again."
-            )
-        matrix, fitted = orient(matrix, source, update)
-        if fitted.magnitude and fitted.magnitude.size != fitted.vectors:
-            raise CheckpointError(
-                f"{fitted.magnitude.name} in {fitted.magnitude.path} has {fitted.magnitude.size} numbers for "
-                f"{fitted.vectors} vectors: is it the model that the adapter was trained on?"
-            )
-        planned[name] = replace(planned[name], update=fitted, in_by_out=matrix.in_by_out)
-        if (base.config or {}).get("tie_word_embeddings") and any(p.module == "embed" for p in matrix.parts):
-            notes.append(
-                f"{name} is tied to the output embedding, which the merged model changes with it, as PEFT's merge does."
-            )
-    return _Recipe(_shards(base, planned), config, tuple(notes), resized)
 
 
 def _shards(base: Checkpoint, planned: Mapping[str, _Tensor]) -> tuple[tuple[_Tensor, ...], ...]:
@@ -353,33 +369,17 @@ def _check_free(out: Path, inputs: Iterable[Path], *, force: bool) -> None:
     if not holds_named_weights(out):
         raise OutputError(f"{out} exists and holds no model; choose another folder.")
     if not force:
-        raise OutputError(f"{out} already holds a model; replace it with --force or choose another folder.")
+        raise OutputError(
+            f"{out} already holds a model; give force to replace it, or choose another folder.",
+            parameter="force",
+        )
 
 
-@contextmanager
-def _appearing(out: Path, nbytes: int) -> Iterator[Path]:
-    """Give a folder to fill beside `out`, which takes its place when all went well and goes when not."""
-    beside = out.absolute().with_name(f".{out.name}-{uuid.uuid4().hex}")
-    old = beside.with_name(f"{beside.name}-old")
-    try:
-        beside.mkdir(parents=True)
-        free = shutil.disk_usage(beside).free
-        if free < nbytes:
-            raise OutputError(
-                f"the merged model needs {nbytes / 1e9:.2f} GB, and the disk of {out} has {free / 1e9:.2f} GB free."
-            )
-        yield beside
-        if out.exists():
-            out.rename(old)
-        beside.rename(out)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise OutputError(f"the merged model cannot be written to {out}: {error.strerror}.") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+def _check_space(out: Path, nbytes: int) -> None:
+    if (free := free_bytes(out.absolute().parent)) < nbytes:
+        raise OutputError(
+            f"the merged model needs {nbytes / 1e9:.2f} GB, and the disk of {out} has {free / 1e9:.2f} GB free."
+        )
 
 
 def _shard_names(count: int) -> list[str]:

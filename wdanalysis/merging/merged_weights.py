@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from wdanalysis.checkpoints.dtypes import to_torch, working_type
 from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
+from wdanalysis.kernels.rescale import rescaling
 
 BLOCK_BYTES = 1 << 23
 """How much of a stored matrix is in memory at once."""
@@ -46,18 +49,17 @@ def merged_blocks(source: StoredTensor, update: LowRankUpdate, *, in_by_out: boo
     m = widened(update.magnitude).reshape(-1).to(work)
     vectors_are_rows = (update.magnitude_axis == "out") != in_by_out
     if vectors_are_rows:
-        yield from (V * _ratio(m[place], V.norm(dim=1))[:, None] for place, V in directions())
+        yield from (V * _rescaling(m[place], V.norm(dim=1))[:, None] for place, V in directions())
     else:  # the norm of a column takes a pass over all rows
         squares = torch.zeros(source.row_length, dtype=torch.float64)
         for _, V in directions():
             squares += V.double().square().sum(dim=0)
-        factors = _ratio(m, squares.sqrt().to(work))
+        factors = _rescaling(m, squares.sqrt().to(work))
         yield from (V * factors for _, V in directions())
 
 
-def _ratio(magnitude: Tensor, norm: Tensor) -> Tensor:
-    """m/‖V‖; a vector that is zero has no direction and stays zero."""
-    return torch.where(norm > 0, magnitude / norm.where(norm > 0, 1.0), 0.0)
+def _rescaling(magnitude: Tensor, norm: Tensor) -> Tensor:
+    return torch.from_numpy(rescaling(magnitude.numpy(), norm.numpy()))
 
 
 def wide_blocks(source: StoredTensor) -> Iterator[Tensor]:
@@ -68,12 +70,11 @@ def wide_blocks(source: StoredTensor) -> Iterator[Tensor]:
 
 def widened(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Tensor:
     """Return rows of a stored tensor, all by default, in float32, or float64 where it is stored so."""
-    stored = torch.from_numpy(tensor.read_rows(start, tensor.rows if stop is None else stop))
-    return (stored.view(torch.bfloat16) if tensor.dtype == "BF16" else stored).to(_working_dtype(tensor))
+    return to_torch(tensor.read_rows(start, tensor.rows if stop is None else stop)).to(_working_dtype(tensor))
 
 
 def _working_dtype(tensor: StoredTensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == "F64" else torch.float32
+    return torch.float64 if working_type(tensor.dtype) is np.float64 else torch.float32
 
 
 def row_ranges(tensor: StoredTensor) -> Iterator[tuple[int, int]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from wdanalysis._version import __version__
 from wdanalysis.checkpoints.storage import header_hash
 from wdanalysis.checkpoints.tensors import Checkpoint
+from wdanalysis.writing import encodable
+
+__all__ = ["encodable", "input_files", "versions"]
 
 
 def input_files(checkpoints: Iterable[Checkpoint]) -> list[dict[str, Any]]:
@@ -37,12 +40,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
-
-
-def encodable(value: Any) -> Any:
-    """The value with what UTF-8 cannot hold in its texts (a file's name may) as escapes."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, Mapping):
-        return {encodable(key): encodable(of_key) for key, of_key in value.items()}
-    return [encodable(item) for item in value] if isinstance(value, list | tuple) else value

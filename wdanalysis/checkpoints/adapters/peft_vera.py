@@ -7,14 +7,18 @@ with the scale 1, whose factors are computed when they are read. With a magnitud
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wdanalysis.checkpoints.adapters.formats import Adapter, AdapterFormat, AdapterSource
+from wdanalysis.checkpoints.adapters.peft_config import Scaling
+from wdanalysis.checkpoints.adapters.peft_lora import read_low_rank
+from wdanalysis.checkpoints.dtypes import widen, working_type
 from wdanalysis.checkpoints.tensors import StoredTensor
 from wdanalysis.errors import CheckpointError
 
@@ -27,9 +31,16 @@ PROJECTION = re.compile(r"(?:.+\.)?vera_(?P<factor>[AB])(?:\.(?!weight$)[^.]+)?(
 FACTOR_OF_SIDE = {"d": "A", "b": "B"}
 
 
-def is_vera(names: Iterable[str]) -> bool:
-    """Whether tensors of these names belong to a VeRA or DVoRA adapter."""
+def recognises(names: Collection[str]) -> bool:
+    """Whether any is a scaling vector of VeRA or DVoRA."""
     return any(SCALING_VECTOR.fullmatch(name) for name in names)
+
+
+def read(source: AdapterSource) -> Adapter:
+    """Read the updates, whose scale is 1: the vectors have it."""
+    low_rank = replace(source, tensors=as_low_rank(source.path, source.tensors))
+    scaling = Scaling(source.path, alpha=1.0, divides_by_rank=False)
+    return replace(read_low_rank(low_rank, scaling, shares_inputs=True), directions="VeRA")
 
 
 def as_low_rank(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -83,7 +94,11 @@ class _ScaledRows:
     matrix: StoredTensor
 
     def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
-        scaled: NDArray[Any] = _read(self.vector, start, stop) * _read(self.matrix, start, stop)
+        vector, rows = (
+            widen(tensor.read_rows(start, stop), working_type(tensor.dtype))
+            for tensor in (self.vector, self.matrix)
+        )
+        scaled: NDArray[Any] = vector * rows
         return scaled
 
 
@@ -106,8 +121,4 @@ def _scaled(path: Path, vector: StoredTensor, matrix: StoredTensor, *, exactly: 
     )
 
 
-def _read(tensor: StoredTensor, start: int, stop: int) -> NDArray[Any]:
-    stored = tensor.read_rows(start, stop)
-    if tensor.dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored if tensor.dtype == "F64" else stored.astype(np.float32)
+FORMAT = AdapterFormat("PEFT", recognises, read)

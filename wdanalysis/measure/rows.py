@@ -1,17 +1,21 @@
-"""What ΔM and ΔD alone cannot tell: uniform shrink, the floor that rounding sets, and which vectors moved.
+"""From what a pass over the bytes found of each vector to a row of the table.
 
-For each matrix, from the same sums as Eq. 3 and 4 (`MatrixDiagnostics`); and for each checkpoint, from the table of its
-matrices (`common_shrink`). Decoupled weight decay multiplies every weight by 1 − lr·wd at each step: that alone gives
-a ΔM in proportion to m₀, which says which vectors are long and nothing of what was learned.
+The row is ΔM and ΔD with what makes them readable, and from the same sums what the two alone cannot tell
+(`MatrixDiagnostics`): uniform shrink, the floor that rounding sets, and which vectors moved.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from wdanalysis.checkpoints.model import StoredMatrix
+from wdanalysis.checkpoints.names import Part
+from wdanalysis.decomposition import Axis
 from wdanalysis.kernels.sums import Vector, VectorChanges
+from wdanalysis.measure.plan import State
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,112 @@ class MatrixDiagnostics:
             base_norm=base_norm,
             delta_m_norm=float(np.linalg.norm(dm)),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """The first columns of the table."""
+
+    method: str
+    step: int | None
+    layer: int | None
+    module: str
+    name: str
+    axis: Axis
+    vectors: int
+    length: int
+    delta_m: float | None = None
+    delta_d: float | None = None
+    delta_m_signed: float | None = None
+    rel_delta_m: float | None = None
+    update_norm: float | None = None
+    rel_update_norm: float | None = None
+    unchanged_fraction: float | None = None
+    delta_d_floor: float | None = None
+    base_dtype: str
+    tuned_dtype: str
+    zero_vectors: int | None = None
+
+
+@dataclass(frozen=True)
+class MatrixChange(MatrixDiagnostics, _Change):
+    """What one tuned checkpoint did to one matrix: a row of the table.
+
+    The fields are the columns of `metrics.csv`, which docs and `Comparison.metrics` describe. Metrics are None where an
+    element is not finite, and the columns of `MatrixDiagnostics` where they were not asked for.
+    """
+
+
+def row(
+    matrix: StoredMatrix,
+    part: Part,
+    axis: Axis,
+    state: State,
+    changes: VectorChanges,
+    *,
+    tuned_dtype: str,
+    unchanged_fraction: float,
+    diagnostics: bool,
+    delta_m_floor: float | None = None,
+    delta_d_floor: float | None = None,
+) -> MatrixChange:
+    """Sum up what a tuned checkpoint did to the vectors of one part of a matrix.
+
+    Parameters
+    ----------
+    matrix, part, axis, state
+        What was compared, along which axis, and with what.
+    changes
+        Of every vector of the part.
+    tuned_dtype
+        As the tuned weights or factors are stored.
+    unchanged_fraction
+        Share of the elements that are what they were.
+    diagnostics
+        Whether to fill the columns of `MatrixDiagnostics`.
+    delta_m_floor, delta_d_floor
+        What rounding makes by itself; None for an update that is not rounded.
+    """
+    outputs, inputs = matrix.shape_of(part)
+    m0, dm = changes.magnitude, changes.magnitude_change
+    delta_m, delta_d = float(np.mean(np.abs(dm))), float(np.mean(changes.turn))
+    base_norm, update_norm = math.sqrt(np.sum(m0**2)), math.sqrt(np.sum(changes.update_norm2))
+    unmeasured = MatrixChange(
+        method=state.method,
+        step=state.step,
+        layer=matrix.layer,
+        module=part.module,
+        name=matrix.tensor.name,
+        axis=axis,
+        vectors=outputs if axis == "out" else inputs,
+        length=inputs if axis == "out" else outputs,
+        base_dtype=matrix.dtype,
+        tuned_dtype=tuned_dtype,
+    )
+    if not all(map(math.isfinite, (delta_m, delta_d, base_norm, update_norm))):
+        return unmeasured
+    further = (
+        MatrixDiagnostics.of(changes, delta_m_floor=delta_m_floor, delta_d_floor=delta_d_floor)
+        if diagnostics
+        else MatrixDiagnostics()
+    )
+    return replace(
+        unmeasured,
+        delta_m=delta_m,
+        delta_d=delta_d,
+        delta_m_signed=float(np.mean(dm)),
+        rel_delta_m=_ratio(delta_m, float(np.mean(m0))),
+        update_norm=update_norm,
+        rel_update_norm=_ratio(update_norm, base_norm),
+        unchanged_fraction=unchanged_fraction,
+        delta_d_floor=delta_d_floor,
+        zero_vectors=int(np.sum((m0 == 0) | (m0 + dm == 0))),
+        **vars(further),
+    )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
 
 
 def uniform_shrink(m0: Vector, magnitude_change: Vector) -> float | None:

@@ -1,0 +1,56 @@
+"""Adapters: from tensors and configuration to low-rank updates with their scales, a module for each format.
+
+Each adapted module becomes a `LowRankUpdate`; what replaces a tensor of the base outright (`modules_to_save`, trained
+biases, a resized embedding) gets the name that it has in the base. A new format is a module with an `AdapterFormat`,
+and a place in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wdanalysis.checkpoints.adapters import peft_lora, peft_vera, unsupported
+from wdanalysis.checkpoints.adapters.formats import Adapter, AdapterFormat, AdapterSource
+from wdanalysis.checkpoints.adapters.peft_config import check_readable
+from wdanalysis.checkpoints.tensors import StoredTensor
+
+__all__ = ["FORMATS", "Adapter", "AdapterFormat", "AdapterSource", "is_adapter", "read_adapter"]
+
+FORMATS: tuple[AdapterFormat, ...] = (*unsupported.FORMATS, peft_vera.FORMAT, peft_lora.FORMAT)
+"""Every format; the first that recognises an adapter's keys reads it, and the last one what none recognises."""
+
+
+def is_adapter(names: Iterable[str]) -> bool:
+    """Whether tensors of these names belong to an adapter of any format."""
+    names = tuple(names)
+    return any(known.recognises(names) for known in FORMATS)
+
+
+def read_adapter(
+    path: Path, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any] | None, alpha: float | None
+) -> Adapter:
+    """Sort an adapter's tensors into low-rank updates and tensors that replace those of the base.
+
+    Parameters
+    ----------
+    path
+        The file or folder, for messages.
+    tensors
+        All tensors of the adapter, by their names in the file.
+    config
+        `adapter_config.json`; None where there is none.
+    alpha
+        The scale's numerator where `config` is None; not used otherwise, nor by VeRA, which has no scale.
+
+    Raises
+    ------
+    CheckpointError
+        It is not of the form W0 + scale·BA, its tensors do not fit together, or α is not known.
+    """
+    if config is not None:
+        check_readable(path, config)
+    names = tuple(tensors)
+    chosen = next((known for known in FORMATS if known.recognises(names)), FORMATS[-1])
+    return chosen.read(AdapterSource(path, tensors, config, alpha))

@@ -1,0 +1,83 @@
+"""What every format of adapters turns into, and the interface of one: its name, its keys, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
+
+WITH_MAGNITUDE: Mapping[str, str] = MappingProxyType({"LoRA": "DoRA", "VeRA": "DVoRA"})
+"""What a method is called when its modules have a magnitude as well."""
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """What is there to read an adapter from.
+
+    Attributes
+    ----------
+    path
+        The file or folder, for messages.
+    tensors
+        All tensors of the adapter, by their names in the file.
+    config
+        `adapter_config.json`; None where there is none.
+    alpha
+        The scale's numerator as the user gives it, for an adapter that does not bring its own.
+    """
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    config: Mapping[str, Any] | None
+    alpha: float | None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter holds.
+
+    Attributes
+    ----------
+    updates, tensors, notes
+        As in `Checkpoint`.
+    directions
+        ``LoRA`` or ``VeRA``: what tunes the directions.
+    format
+        The name of its format.
+    """
+
+    updates: tuple[LowRankUpdate, ...]
+    tensors: Mapping[str, StoredTensor]
+    notes: tuple[str, ...]
+    directions: str = "LoRA"
+    format: str = "PEFT"
+
+    @property
+    def method(self) -> str:
+        """``LoRA`` or ``VeRA``; ``DoRA`` or ``DVoRA`` if any module has a magnitude."""
+        has_magnitude = any(update.magnitude for update in self.updates)
+        return WITH_MAGNITUDE[self.directions] if has_magnitude else self.directions
+
+
+@dataclass(frozen=True)
+class AdapterFormat:
+    """One format.
+
+    Attributes
+    ----------
+    name
+        What it is called: ``PEFT``, ``kohya`` …
+    recognises
+        Whether a file with these names of tensors is of this format.
+    read
+        Sort its tensors into low-rank updates and tensors that replace those of the base. Raises `CheckpointError`
+        where it is not of the form W0 + scale·BA, its tensors do not fit together, or its scale is not known.
+    """
+
+    name: str
+    recognises: Callable[[Collection[str]], bool]
+    read: Callable[[AdapterSource], Adapter]
