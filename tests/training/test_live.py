@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from equations import tuned_weight
 from peft import LoraConfig, get_peft_model
 from tiny_llama import model_folder, quick, text_file, tokenizer
 from torch import nn
@@ -21,7 +22,8 @@ from wdanalysis.decomposition import Axis
 from wdanalysis.errors import OutputError, TrainingError
 from wdanalysis.results.folder import redraw
 from wdanalysis.training.data.batches import Collator, load_data
-from wdanalysis.training.injection import AdapterConfig, adapted_modules, inject
+from wdanalysis.training.injection import AdapterConfig, inject
+from wdanalysis.training.layers import adapted_modules
 from wdanalysis.training.live import WeightDecompositionCallback
 from wdanalysis.training.run.loop import TrainingInterrupted, train
 from wdanalysis.training.run.plan import TrainingPlan
@@ -105,7 +107,7 @@ def test_adapters_are_measured_as_eq_3_and_4_of_their_weight(
     rows = WeightDecompositionCallback(axis=axis).measure(model, 1)
     assert len(rows) == 4
     for row in rows.itertuples():
-        tuned = adapted_modules(model)[row.name.removesuffix(".weight")].effective_weight()
+        tuned = tuned_weight(adapted_modules(model)[row.name.removesuffix(".weight")])
         assert row.delta_m == pytest.approx(wd.delta_m(base[row.name], tuned, axis), rel=1e-5)
         assert row.delta_d == pytest.approx(wd.delta_d(base[row.name], tuned, axis), rel=1e-5)
 

@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, TrainingError
-from wdanalysis.training.injection import AdapterConfig, adapted_modules, count_parameters, inject
+from wdanalysis.training.injection import AdapterConfig, count_parameters, inject
+from wdanalysis.training.layers import adapted_modules
 from wdanalysis.training.peft_folder import load_adapter, save_adapter
 
 TOKENS = torch.arange(12).view(2, 6)

@@ -34,8 +34,7 @@ from wdanalysis.measure.plan import plan
 from wdanalysis.measure.stream import stream
 from wdanalysis.results.folder import check_free
 from wdanalysis.results.provenance import versions
-from wdanalysis.training.adapters import Adapted, VeRAUpdate
-from wdanalysis.training.injection import adapted_modules
+from wdanalysis.training.layers import Adapted, VeRAUpdate, adapted_modules, features
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -387,14 +386,14 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _base_as_stored(module: Adapted) -> Tensor:
-    weight = _whole(module.dequantised_weight())
+    weight = _whole(module.base_weight())
     return weight.mT if module.stores_in_by_out else weight
 
 
 def _low_rank(name: str, module: Adapted) -> LowRankUpdate:
     """A module's update as a checkpoint has it; a magnitude alone updates the direction by zero."""
     if module.update is None:
-        outputs, inputs = module.features
+        outputs, inputs = features(module.base)
         A, B = torch.zeros(1, inputs), torch.zeros(outputs, 1)
     else:
         A, B = (_whole(factor) for factor in module.update.factors())
@@ -413,7 +412,7 @@ def _low_rank(name: str, module: Adapted) -> LowRankUpdate:
 def _tuned_along_inputs(module: Adapted) -> Tensor:
     """W′ of Eq. 5 with one magnitude for each input, in float64 and as stored."""
     assert module.magnitude is not None
-    V = _whole(module.dequantised_weight()).double()
+    V = _whole(module.base_weight()).double()
     if module.update is not None:
         A, B = (_whole(factor).double() for factor in module.update.factors())
         V = V + B @ A

@@ -31,19 +31,23 @@ from wdanalysis.checkpoints.storage import read_json
 from wdanalysis.checkpoints.tensors import StoredTensor
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import OutputError, TrainingError
-from wdanalysis.training.adapters import (
-    VERA_INITIAL_D,
-    Adapted,
-    AdaptedConv1D,
-    AdaptedEmbedding,
-    LoRAUpdate,
-    VeRAProjection,
-    VeRAUpdate,
-    features,
+from wdanalysis.training.injection import (
+    adapt,
+    adaptable_layers,
+    draw_projection,
+    is_conv1d,
     make_lora,
     make_vera,
+    put_in,
 )
-from wdanalysis.training.injection import adapt, adaptable_layers, adapted_modules, put_in
+from wdanalysis.training.layers import (
+    VERA_INITIAL_D,
+    Adapted,
+    LoRAUpdate,
+    VeRAUpdate,
+    adapted_modules,
+    features,
+)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -115,7 +119,7 @@ def _tensors_of(
     if module.update is not None:
         parts = {part: parameters[f"{name}.update.{part}"] for part in keys}
     else:
-        out_features, in_features = module.features
+        out_features, in_features = features(module.base)
         shapes = {
             "A": (1, in_features),
             "B": (out_features, 1),
@@ -133,7 +137,7 @@ def _shared_config(model: nn.Module, modules: Mapping[str, Adapted], base_name: 
     return {
         "base_model_name_or_path": base_name,
         "bias": "none",
-        "fan_in_fan_out": any(isinstance(module, AdaptedConv1D) for module in modules.values()),
+        "fan_in_fan_out": any(is_conv1d(module.base) for module in modules.values()),
         "inference_mode": True,
         "modules_to_save": None,
         "target_modules": sorted(modules),
@@ -176,7 +180,7 @@ def _vera_config(modules: Mapping[str, Adapted], update: VeRAUpdate) -> dict[str
 
 
 def _lora_keys(module: Adapted) -> Mapping[str, str]:
-    return EMBEDDING_KEYS if isinstance(module, AdaptedEmbedding) else LORA_KEYS
+    return EMBEDDING_KEYS if isinstance(module.base, nn.Embedding) else LORA_KEYS
 
 
 def _without_wrappers(name: str) -> str:
@@ -329,12 +333,8 @@ def _load_vera(
         raise TrainingError(
             f"{folder} holds no vera_lambda_b; save the adapter again with `save_pretrained`."
         )
-    projection = VeRAProjection(
-        max(in_features for _, in_features in sizes),
-        max(out_features for out_features, _ in sizes),
-        int(config["r"]),
-        int(config.get("projection_prng_key") or 0),
-        device=next(iter(layers.values())).weight.device,  # type: ignore[arg-type]
+    projection = draw_projection(
+        list(layers.values()), int(config["r"]), int(config.get("projection_prng_key") or 0)
     )
     for part, key in PROJECTIONS.items():
         if key in tensors:
