@@ -326,7 +326,7 @@ def dequantised(layer: Any) -> Tensor:
     if type(layer).__name__ == "Linear4bit":
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(weight.data, layer.weight.quant_state)  # type: ignore[no-any-return]
+        return dequantize_4bit(weight.data, layer.weight.quant_state)
     scales: Tensor = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
     return weight.data.float() * (scales.float() / 127)[:, None]
 
