@@ -314,11 +314,11 @@ class _FullTuning:
 
     def keep_in(self, file: Path) -> None:
         """Keep the copies in a file as well."""
-        from safetensors.torch import save
+        from safetensors.torch import save_file
 
         if self._copies:
-            content = save({name: tensor.contiguous() for name, tensor in self._copies.items()})
-            write_whole(file, lambda opened: opened.write(content))
+            copies = {name: tensor.contiguous() for name, tensor in self._copies.items()}
+            write_whole(file, lambda opened: save_file(copies, opened.name))
 
 
 class _PeftAdapters:
