@@ -8,13 +8,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from wdanalysis.errors import TrainingError
-from wdanalysis.training.adapters import AdaptedConv1D, AdaptedEmbedding, VeRAUpdate
-from wdanalysis.training.injection import (
-    AdapterConfig,
-    adapted_modules,
-    count_parameters,
-    inject,
-)
+from wdanalysis.training.injection import AdapterConfig, count_parameters, inject
+from wdanalysis.training.layers import DecomposedEmbedding, VeRAUpdate, adapted_modules, features
 from wdanalysis.training.methods import ADAPTER_METHODS
 
 
@@ -67,8 +62,8 @@ def test_a_fused_projection_is_adapted_as_a_whole_and_conv1d_is_known() -> None:
         f"transformer.h.{layer}.{name}" for layer in (0, 1) for name in ("attn.c_attn", "mlp.c_fc")
     ]
     layer = adapted_modules(model)["transformer.h.0.attn.c_attn"]
-    assert isinstance(layer, AdaptedConv1D)
-    assert layer.features == (48, 16)
+    assert layer.stores_in_by_out
+    assert features(layer.base) == (48, 16)
 
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
@@ -172,7 +167,7 @@ def test_of_tied_embeddings_one_alone_can_be_adapted() -> None:
     before = model(TOKENS).logits
     inject(model, AdapterConfig("dora", 2, targets="embed"))
     layer = adapted_modules(model)["transformer.wte"]
-    assert isinstance(layer, AdaptedEmbedding)
+    assert isinstance(layer, DecomposedEmbedding)
     assert model.lm_head.weight is layer.weight
     assert torch.equal(model(TOKENS).logits, before)
 

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from equations import tuned_weight
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from tiny_llama import model_folder, quick, text_file, tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -21,7 +23,8 @@ from wdanalysis.decomposition import Axis
 from wdanalysis.errors import OutputError, TrainingError
 from wdanalysis.results.folder import redraw
 from wdanalysis.training.data.batches import Collator, load_data
-from wdanalysis.training.injection import AdapterConfig, adapted_modules, inject
+from wdanalysis.training.injection import AdapterConfig, inject
+from wdanalysis.training.layers import adapted_modules
 from wdanalysis.training.live import WeightDecompositionCallback
 from wdanalysis.training.run.loop import TrainingInterrupted, train
 from wdanalysis.training.run.plan import TrainingPlan
@@ -105,7 +108,7 @@ def test_adapters_are_measured_as_eq_3_and_4_of_their_weight(
     rows = WeightDecompositionCallback(axis=axis).measure(model, 1)
     assert len(rows) == 4
     for row in rows.itertuples():
-        tuned = adapted_modules(model)[row.name.removesuffix(".weight")].effective_weight()
+        tuned = tuned_weight(adapted_modules(model)[row.name.removesuffix(".weight")])
         assert row.delta_m == pytest.approx(wd.delta_m(base[row.name], tuned, axis), rel=1e-5)
         assert row.delta_d == pytest.approx(wd.delta_d(base[row.name], tuned, axis), rel=1e-5)
 
@@ -115,8 +118,8 @@ def test_a_plain_trainer_needs_nothing_else_of_ours(folder: Path, tmp_path: Path
     live = WeightDecompositionCallback(tmp_path / "live", every=2)
     plain_trainer(model, folder, tmp_path / "out", live).train()
     compared = wd.compare(folder / "base", {"ft": tmp_path / "out"}).metrics
-    assert live.comparison.modules == ["q", "k", "v", "o"]
-    assert_same_numbers(live.comparison.metrics, compared)
+    assert live.metrics["module"].unique().tolist() == ["q", "k", "v", "o"]
+    assert_same_numbers(live.metrics, compared)
     assert redraw(tmp_path / "live", figures=["trajectory"])
 
 
@@ -127,8 +130,8 @@ def test_it_measures_peft_models(folder: Path, tmp_path: Path, use_dora: bool) -
     live = WeightDecompositionCallback(every=2)
     plain_trainer(get_peft_model(model, config), folder, tmp_path, live).train()
     name = "dora" if use_dora else "lora"
-    assert_same_numbers(live.comparison.metrics, wd.compare(folder / "base", {name: tmp_path}).metrics)
-    assert live.comparison.methods == [name]
+    assert_same_numbers(live.metrics, wd.compare(folder / "base", {name: tmp_path}).metrics)
+    assert live.metrics["method"].unique().tolist() == [name]
 
 
 def test_the_means_of_each_module_go_to_the_trainers_loggers(folder: Path, tmp_path: Path) -> None:
@@ -145,7 +148,7 @@ def test_the_means_of_each_module_go_to_the_trainers_loggers(folder: Path, tmp_p
     )
     live.log_to(trainer)
     trainer.train()
-    rows = live.comparison.metrics
+    rows = live.metrics
     expected = [rows[rows["step"] == step]["delta_d"].mean() for step in (2, 4)]
     assert [entry["delta_d/q"] for entry in logger.seen if "delta_d/q" in entry] == pytest.approx(expected)
     assert sum("loss" in entry for entry in logger.seen) == 2  # the training loss is logged as before
@@ -195,6 +198,95 @@ def test_a_resumed_run_goes_on_with_its_table_and_its_base(
     whole, cut = (wd.Comparison.load(tmp_path / run / method / "live").metrics for run in ("whole", "cut"))
     pd.testing.assert_frame_equal(whole, cut)
     assert cut["step"].unique().tolist() == [1, 2, 3, 4]
+
+
+def last_step_by_definition(folder: Path, out: Path) -> dict[str, tuple[float, float]]:
+    """ΔM and ΔD of each query projection at step 4 in float64, of the saved weights."""
+    base, tuned = (load_file(path / "model.safetensors") for path in (folder / "base", out / "checkpoint-4"))
+    names = [name for name in base if name.endswith("q_proj.weight")]
+    return {n: (float(wd.delta_m(base[n], tuned[n])), float(wd.delta_d(base[n], tuned[n]))) for n in names}
+
+
+def resumed(folder: Path, out: Path, added: WeightDecompositionCallback) -> Trainer:
+    """A script that was interrupted at step 2, and in which README's callback is added on resuming."""
+    trainer = plain_trainer(AutoModelForCausalLM.from_pretrained(folder / "base"), folder, out)
+    trainer.add_callback(added)
+    return trainer
+
+
+def assert_last_step_is(rows: pd.DataFrame, expected: dict[str, tuple[float, float]]) -> None:
+    last = rows[rows["step"] == 4].set_index("name")
+    assert last.index.tolist() == list(expected)
+    for name, (delta_m, delta_d) in expected.items():
+        assert last.loc[name, "delta_m"] == pytest.approx(delta_m, rel=1e-6)
+        assert last.loc[name, "delta_d"] == pytest.approx(delta_d, rel=1e-6)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step == self.step
+
+
+def start(folder: Path, out: Path, *callbacks: TrainerCallback) -> None:
+    """The first two of four steps, with the callbacks added as README does."""
+    trainer = plain_trainer(AutoModelForCausalLM.from_pretrained(folder / "base"), folder, out, StopAt(2))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    trainer.train()
+
+
+def test_a_resumed_full_tuning_takes_the_base_that_its_folder_keeps(folder: Path, tmp_path: Path) -> None:
+    start(folder, tmp_path, WeightDecompositionCallback(tmp_path / "live", every=1, modules="q"))
+    live = WeightDecompositionCallback(tmp_path / "live", every=1, modules="q")
+    resumed(folder, tmp_path, live).train(resume_from_checkpoint=True)
+    assert live.metrics["step"].unique().tolist() == [1, 2, 3, 4]
+    assert live.nbytes == 0
+    assert_last_step_is(live.metrics, last_step_by_definition(folder, tmp_path))
+
+
+def test_a_resumed_full_tuning_takes_the_base_that_it_is_given(folder: Path, tmp_path: Path) -> None:
+    start(folder, tmp_path)
+    live = WeightDecompositionCallback(every=4, modules="q", base=folder / "base")
+    resumed(folder, tmp_path, live).train(resume_from_checkpoint=True)
+    assert_last_step_is(live.metrics, last_step_by_definition(folder, tmp_path))
+
+
+def test_a_resumed_full_tuning_without_a_base_is_refused(folder: Path, tmp_path: Path) -> None:
+    start(folder, tmp_path)
+    trainer = resumed(folder, tmp_path, WeightDecompositionCallback(tmp_path / "live", modules="q"))
+    with pytest.raises(TrainingError, match="resumed from a checkpoint and its base is not kept") as error:
+        trainer.train(resume_from_checkpoint=True)
+    assert error.value.parameter == "base"
+
+
+def test_so_is_a_model_that_was_loaded_from_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    start(folder, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    with pytest.raises(TrainingError, match=r"loaded from .*checkpoint-2 and its base is not kept") as error:
+        plain_trainer(model, folder, tmp_path, WeightDecompositionCallback(modules="q"))
+    assert error.value.parameter == "base"
+    rows = WeightDecompositionCallback(modules="q", base=folder / "base").measure(model, 2)
+    assert rows["delta_d"].gt(1e-5).all()
+    of_another = model_folder(tmp_path / "another", width=32)
+    with pytest.raises(TrainingError, match=r"has .* as \(32, 32\), and the model in training as \(16, 16\)"):
+        WeightDecompositionCallback(modules="q", base=of_another).measure(model, 2)
+
+
+def test_adapters_need_no_base_when_they_are_resumed(folder: Path, tmp_path: Path) -> None:
+    def adapted() -> nn.Module:
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        return get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config)
+
+    plain_trainer(adapted(), folder, tmp_path, StopAt(2)).train()
+    live = WeightDecompositionCallback(every=2)
+    trainer = plain_trainer(adapted(), folder, tmp_path)
+    trainer.add_callback(live)
+    trainer.train(resume_from_checkpoint=True)
+    compared = wd.compare(folder / "base", {"lora": tmp_path}).metrics
+    assert_same_numbers(live.metrics, compared[compared["step"] == 4].reset_index(drop=True))
 
 
 def test_modules_that_are_not_trained_are_an_error(folder: Path) -> None:

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from wdanalysis.checkpoints import open_checkpoint
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, TrainingError
-from wdanalysis.training.injection import AdapterConfig, adapted_modules, count_parameters, inject
+from wdanalysis.training.injection import AdapterConfig, count_parameters, inject
+from wdanalysis.training.layers import adapted_modules
 from wdanalysis.training.peft_folder import load_adapter, save_adapter
 
 TOKENS = torch.arange(12).view(2, 6)
@@ -79,10 +81,6 @@ CONFIGS = {
 def test_peft_loads_what_we_save_with_the_same_outputs(
     config: AdapterConfig, kind: str, tmp_path: Path
 ) -> None:
-    if False:
-        pytest.skip(
-            "PEFT keeps one orientation for GPT-2's embedding and Conv1D, or its own for the tied head"
-        )
     model = trained(config, kind)
     save_adapter(model, tmp_path / "adapter", base_name="some/base")
     torch.testing.assert_close(in_peft(tmp_path / "adapter", kind)(TOKENS).logits, model(TOKENS).logits)
@@ -152,6 +150,16 @@ def test_what_we_save_we_load_bit_by_bit(method: str, axis: Axis, tmp_path: Path
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
     assert count_parameters(again) == count_parameters(model)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_lone_magnitudes_of_layers_wider_than_any_update_can_be_read(axis: Axis, tmp_path: Path) -> None:
+    model = trained(AdapterConfig("dvora", 4, targets="q", magnitude_targets="q,up,down", axis=axis))
+    save_adapter(model, tmp_path, base_name="base")
+    assert len(open_checkpoint(tmp_path).updates) == 6
+    again = new_model()
+    load_adapter(again, tmp_path)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import ProgressColumn, TaskID
 
-    from wdanalysis.measure.stream import Progress
+    from wdanalysis.checkpoints.storage import Progress
     from wdanalysis.training.run.trainer import TrainingProgress
 
 

@@ -18,8 +18,14 @@ from wdanalysis.training.model_configs import MODEL_CONFIGS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModel")
-"""transformers' classes that build a model from a configuration; the first that knows its type does."""
+BUILDERS: Mapping[str, str] = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "AutoModel": "MODEL_MAPPING",
+}
+"""transformers' classes that build a model from a configuration, each with the configurations that it knows; the first
+that knows a model's does."""
 
 
 def count(
@@ -61,11 +67,10 @@ def empty_model(model: str | Path | Mapping[str, Any] | PretrainedConfig) -> Pre
     import transformers
 
     config = _configuration(model)
-    for name in AUTO_CLASSES:
-        auto = getattr(transformers, name)
-        if type(config) in auto._model_mapping:
+    for builder, known in BUILDERS.items():
+        if type(config) in getattr(transformers, known):
             with torch.device("meta"):
-                built: PreTrainedModel = auto.from_config(config)
+                built: PreTrainedModel = getattr(transformers, builder).from_config(config)
             return built
     raise TrainingError(f"transformers has no model of the type '{config.model_type}'; use another model.")
 

@@ -14,17 +14,18 @@ from torch import nn
 from wdanalysis.checkpoints.names import ModuleSelection, recognise
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import TrainingError
-from wdanalysis.training.adapters import (
+from wdanalysis.training.fast import accelerate
+from wdanalysis.training.layers import (
     Adapted,
+    AdaptedEmbedding,
+    Decomposed,
+    DecomposedEmbedding,
     LoRAUpdate,
     VeRAProjection,
     VeRAUpdate,
-    adapted_class,
+    adapted_modules,
     features,
-    make_lora,
-    make_vera,
 )
-from wdanalysis.training.fast.preparation import Preparation
 from wdanalysis.training.methods import ADAPTER_METHODS
 
 
@@ -67,13 +68,15 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         if self.method not in ADAPTER_METHODS:
-            raise TrainingError(f"'{self.method}' is no method; use one of {', '.join(ADAPTER_METHODS)}.")
+            raise TrainingError(
+                f"'{self.method}' is no method; use one of {', '.join(ADAPTER_METHODS)}.", parameter="method"
+            )
         if self.rank < 1:
-            raise TrainingError(f"Rank {self.rank} is too small; use 1 or more.")
+            raise TrainingError(f"Rank {self.rank} is too small; use 1 or more.", parameter="rank")
         if not 0 <= self.dropout < 1:
-            raise TrainingError(f"Dropout {self.dropout:g} is no probability under 1.")
+            raise TrainingError(f"Dropout {self.dropout:g} is no probability under 1.", parameter="dropout")
         if self.axis not in get_args(Axis):
-            raise TrainingError(f"axis is 'out' or 'in', not '{self.axis}'.")
+            raise TrainingError(f"axis is 'out' or 'in', not '{self.axis}'.", parameter="axis")
         if not self.trains_magnitude and (self.magnitude_targets is not None or self.full_gradient):
             raise TrainingError(
                 f"'{self.method}' trains no magnitude; leave out magnitude_targets and full_gradient."
@@ -125,7 +128,9 @@ def inject(model: nn.Module, config: AdapterConfig) -> list[str]:
             try:
                 update = make_update(layer) if name in directions else None
             except TrainingError as error:
-                raise TrainingError(f"'{name}' cannot be adapted. {error}") from None
+                raise TrainingError(
+                    f"'{name}' cannot be adapted. {error}", parameter=error.parameter
+                ) from None
             adapted[name] = adapt(
                 layer, update, name in magnitudes, axis=config.axis, full_gradient=config.full_gradient
             )
@@ -137,18 +142,14 @@ def put_in(model: nn.Module, adapted: Mapping[str, Adapted]) -> None:
     """Put adapted modules in the places of their bases, all of them where one is shared; freeze everything else."""
     by_base = {id(module.base): module for module in adapted.values()}
     places = [
-        (parent, attribute, by_base[id(child)])
-        for parent in model.modules()
-        for attribute, child in parent._modules.items()
-        if id(child) in by_base
+        (name, by_base[id(layer)])
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if id(layer) in by_base
     ]
     model.requires_grad_(False)
-    for parent, attribute, module in places:
-        setattr(parent, attribute, module)
-    preparation = Preparation(adapted.values())
-    for module in adapted.values():
-        module.preparation = preparation
-    model.register_forward_pre_hook(preparation.before_forward)
+    for name, module in places:
+        model.set_submodule(name, module)
+    accelerate(model)
 
 
 def adapt(
@@ -159,20 +160,73 @@ def adapt(
     axis: Axis = "out",
     full_gradient: bool = False,
 ) -> Adapted:
-    """Wrap one layer in the module that its kind needs; see `Adapted`."""
-    kind = adapted_class(layer)
-    assert kind is not None
-    return kind(layer, update, train_magnitude=train_magnitude, axis=axis, full_gradient=full_gradient)
+    """Wrap one layer in the module that adapts it; see `Adapted` and `Decomposed`."""
+    is_embedding = isinstance(layer, nn.Embedding)
+    if train_magnitude:
+        return (DecomposedEmbedding if is_embedding else Decomposed)(layer, update, axis, full_gradient)
+    return (AdaptedEmbedding if is_embedding else Adapted)(layer, update)
 
 
-def adapted_modules(model: nn.Module) -> dict[str, Adapted]:
-    """The adapted modules of a model by name, each once."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+def make_lora(
+    layer: nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> LoRAUpdate:
+    """Return a new update for `layer`.
+
+    Raises
+    ------
+    TrainingError
+        The rank is not between 1 and the smaller side of the layer's weight.
+    """
+    out_features, in_features = features(layer)
+    if not 1 <= rank <= min(out_features, in_features):
+        raise TrainingError(
+            f"Rank {rank} does not fit a weight of {out_features} × {in_features}; "
+            f"use one from 1 to {min(out_features, in_features)}.",
+            parameter="rank",
+        )
+    return LoRAUpdate(layer, rank, alpha, dropout, generator)
+
+
+def make_vera(layer: nn.Module, projection: VeRAProjection, dropout: float = 0.0) -> VeRAUpdate:
+    """Return a new update for `layer`.
+
+    Raises
+    ------
+    TrainingError
+        The layer is an embedding, for which VeRA is not defined.
+    """
+    if isinstance(layer, nn.Embedding):
+        raise TrainingError("VeRA adapts no embeddings; leave them out of the targets.", parameter="targets")
+    return VeRAUpdate(layer, projection, dropout)
+
+
+def draw_projection(layers: Sequence[nn.Module], rank: int, seed: int) -> VeRAProjection:
+    """Draw the A and B that the updates of `layers` share, as wide as the widest."""
+    sizes = [features(layer) for layer in layers]
+    widest_out, widest_in = (max(size) for size in zip(*sizes, strict=True))
+    weight: Any = layers[0].weight
+    return VeRAProjection.draw(widest_in, widest_out, rank, seed, weight.device)
 
 
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of a model that can be adapted, by name, each once."""
-    return {name: layer for name, layer in model.named_modules() if name and adapted_class(layer) is not None}
+    never_called = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if name
+        and (isinstance(layer, nn.Linear | nn.Embedding) or is_conv1d(layer))
+        and id(layer) not in never_called
+    }
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether a layer is `transformers`' Conv1D, GPT-2's linear layer, which stores its weight as in × out."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
 @dataclass(frozen=True)
@@ -228,7 +282,9 @@ def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: str | Se
     if not chosen:
         wanted = targets if isinstance(targets, str) else ",".join(targets)
         has = f"roles {', '.join(sorted(roles))}" if roles else f"modules such as '{next(iter(layers), '')}'"
-        raise TrainingError(f"No module matches the targets '{wanted}'; the model has {has}.")
+        raise TrainingError(
+            f"No module matches the targets '{wanted}'; the model has {has}.", parameter="targets"
+        )
     return chosen
 
 
@@ -253,14 +309,7 @@ def _update_maker(
     layers: Sequence[nn.Module], config: AdapterConfig
 ) -> Callable[[nn.Module], LoRAUpdate | VeRAUpdate]:
     if ADAPTER_METHODS[config.method].update == "vera":
-        sizes = [features(layer) for layer in layers]
-        projection = VeRAProjection(
-            max(in_features for _, in_features in sizes),
-            max(out_features for out_features, _ in sizes),
-            config.rank,
-            config.seed,
-            device=layers[0].weight.device,  # type: ignore[arg-type]
-        )
+        projection = draw_projection(layers, config.rank, config.seed)
         return partial(make_vera, projection=projection, dropout=config.dropout)
     generator = torch.Generator().manual_seed(config.seed)
     return partial(

@@ -16,38 +16,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from wdanalysis.analysis.table import COLUMNS, metrics_table
+from wdanalysis.checkpoints import open_checkpoint
 from wdanalysis.checkpoints.adapters import read_adapter
 from wdanalysis.checkpoints.architectures import WRAPPERS
+from wdanalysis.checkpoints.names import NameIndex
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
-from wdanalysis.comparison import Comparison
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import ComparisonError, TrainingError
 from wdanalysis.measure.plan import plan
 from wdanalysis.measure.stream import stream
 from wdanalysis.results.folder import check_free
 from wdanalysis.results.provenance import versions
-from wdanalysis.training.adapters import Adapted, VeRAUpdate
-from wdanalysis.training.injection import adapted_modules
+from wdanalysis.training.in_memory import IN_MEMORY, STORAGE, stored
+from wdanalysis.training.layers import Adapted, VeRAUpdate, adapted_modules, features
+from wdanalysis.writing import write_whole
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-IN_MEMORY = Path("the model in training")
-
-STORAGE: Mapping[torch.dtype, str] = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-}
+BASE = "base.safetensors"
+"""In the folder of the table: the watched matrices of a fully tuned model as they were when its run began."""
 
 PEFT_PREFIX = "base_model.model."
 
@@ -58,10 +53,12 @@ class WeightDecompositionCallback(TrainerCallback):
     """Measures ΔM (Eq. 3) and ΔD (Eq. 4) of every watched matrix each so many steps.
 
     Works in any script with `transformers.Trainer`: full tuning, this package's adapters, and PEFT's LoRA, DoRA and
-    VeRA. Give it to the Trainer's constructor, so that it sees the weights before any checkpoint is resumed from.
+    VeRA. The sums are taken on the CPU in float64.
 
-    Full tuning needs the base: a copy of the watched matrices alone is kept on the CPU, in their dtype (`nbytes`).
-    Adapters need none. The sums are taken on the CPU in float64.
+    Full tuning needs the base, which it overwrites: a copy of the watched matrices alone is kept on the CPU, in their
+    dtype (`nbytes`), and in `directory`. A run that is resumed takes it from there, unless the callback was given to
+    the Trainer's constructor, where it sees the weights before the checkpoint comes, or has a `base`. Adapters need no
+    copy.
 
     Parameters
     ----------
@@ -77,13 +74,27 @@ class WeightDecompositionCallback(TrainerCallback):
         As in `compare`.
     method
         What the table calls the method; None: ft, lora, dora, vera or dvora, by what is found in the model.
+    base
+        The pre-trained model of full tuning, a file or folder as in `compare`, where the model in memory is not it: it
+        was loaded from a checkpoint, or is about to be.
 
     Attributes
     ----------
-    comparison
-        Everything that was measured so far.
+    metrics
+        A row for every matrix and step that was measured so far, with the columns of `compare`'s.
     nbytes
         Memory of the copy of the base, in bytes.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> model = nn.ModuleDict({"first": nn.Linear(4, 2), "second": nn.Linear(2, 4)})
+    >>> live = WeightDecompositionCallback()
+    >>> live.measure(model, step=0)["delta_d"].tolist()  # in a training, the Trainer calls it
+    [0.0, 0.0]
+    >>> _ = model["first"].weight.data[0].neg_()  # one vector of two turns round: 1 − cos is 2, and on average 1
+    >>> live.measure(model, step=1)["delta_d"].round(6).tolist()
+    [1.0, 0.0]
     """
 
     def __init__(
@@ -94,31 +105,23 @@ class WeightDecompositionCallback(TrainerCallback):
         modules: Sequence[str] | str | None = None,
         axis: Axis = "out",
         method: str | None = None,
+        base: str | Path | None = None,
     ) -> None:
         if every < 1:
-            raise TrainingError(f"the steps between measurements must be at least 1, and are {every}.")
+            raise TrainingError(
+                f"the steps between measurements must be at least 1, and are {every}.", parameter="every"
+            )
         self._directory = None if directory is None else Path(directory)
         self._every, self._modules, self._axis, self._method = every, modules, axis, method
+        self._base = None if base is None else Path(base)
         self._log: Callable[[dict[str, float]], None] | None = None
         self._watched: _Watched | None = None
         self._metrics = pd.DataFrame(columns=list(COLUMNS))
 
     @property
-    def comparison(self) -> Comparison:
+    def metrics(self) -> pd.DataFrame:
         """What was measured so far."""
-        options = {"axis": self._axis, "modules": self._modules, "layers": None, "steps": None, "alpha": None}
-        run: dict[str, Any] = {
-            "versions": versions(),
-            "command": None,
-            "options": options,
-            "complete": True,
-            "matrices": {"measured": len(self._metrics), "in_table": len(self._metrics)},
-            "inputs": {},
-            "skipped": [],
-            "warnings": [],
-            "live": {"every": self._every, "base_copy_bytes": self.nbytes},
-        }
-        return Comparison(self._metrics, run)
+        return self._metrics.copy()
 
     @property
     def nbytes(self) -> int:
@@ -142,15 +145,17 @@ class WeightDecompositionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remember the base where the callback was added late, and take up the table of a run that is resumed."""
-        if self._watched is None:
-            self._watch(kwargs["model"], main=state.is_world_process_zero)
-        if self._directory is None or not state.is_world_process_zero:
-            return
-        if state.global_step == 0:
+        main, resumed = state.is_world_process_zero, state.global_step > 0
+        if main and self._directory is not None and not resumed:
             check_free(self._directory, force=False)
-        elif (self._directory / "run.json").is_file():
-            earlier = Comparison.load(self._directory).metrics
+        watched = self._watched or self._watch(kwargs["model"], main=main, resumed=resumed)
+        if not main or self._directory is None:
+            return
+        if resumed and (self._directory / "run.json").is_file():
+            earlier = _load(self._directory)
             self._metrics = earlier[earlier["step"] <= state.global_step][list(COLUMNS)]
+        elif isinstance(watched, _FullTuning):
+            watched.keep_in(self._directory / BASE)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -188,32 +193,92 @@ class WeightDecompositionCallback(TrainerCallback):
         DataFrame
             The new rows, with the columns of `compare`.
         """
-        if self._watched is None:
-            self._watch(model, main=main)
-        assert self._watched is not None
-        tensors, updates = self._watched.now(model)
+        watched = self._watched or self._watch(model, main=main)
+        tensors, updates = watched.now(model)
         if not main:
             return self._metrics
-        method = self._method or self._watched.method
+        method = self._method or watched.method
         tuned = _in_memory(model, tensors, updates, step)
-        base = _in_memory(model, self._watched.base(model))
+        base = _in_memory(model, watched.base(model))
         planned = plan(base, {method: Series(IN_MEMORY, method, (tuned,), ())}, modules=self._modules)
         rows = metrics_table([row for rows in stream(planned, self._axis) for row in rows], [method])
         self._metrics = pd.concat([self._metrics, rows], ignore_index=True) if len(self._metrics) else rows
         if self._directory is not None:
-            self.comparison.save(self._directory, figures=[], force=True)
+            _save(self._directory, self._metrics, self._run())
         return rows
 
-    def _watch(self, model: nn.Module, *, main: bool) -> None:
+    def _run(self) -> dict[str, Any]:
+        """Where the table comes from."""
+        rows = len(self._metrics)
+        return {
+            "versions": versions(),
+            "command": None,
+            "options": {
+                "axis": self._axis,
+                "modules": self._modules,
+                "layers": None,
+                "steps": None,
+                "alpha": None,
+            },
+            "complete": True,
+            "matrices": {"measured": rows, "in_table": rows},
+            "inputs": {},
+            "skipped": [],
+            "warnings": [],
+            "live": {"every": self._every, "base_copy_bytes": self.nbytes},
+        }
+
+    def _watch(self, model: nn.Module, *, main: bool, resumed: bool = False) -> _Watched:
         names = _selected(model, self._modules)
-        self._watched = _watched(model, names, keep=main)
+        if adapted_modules(model):
+            self._watched = _OurAdapters(model, names)
+        elif _is_peft(model):
+            self._watched = _PeftAdapters(model, names)
+        else:
+            base = self._base_folder(model, resumed=resumed) if main else None
+            self._watched = _FullTuning(model, names, base, keep=main)
+        return self._watched
+
+    def _base_folder(self, model: nn.Module, *, resumed: bool) -> Path | None:
+        """Where the base of full tuning lies; None where it is the model as it is now.
+
+        Raises
+        ------
+        TrainingError
+            It is neither, as the model has been tuned before.
+        """
+        checkpoint = _checkpoint_of(model)
+        if self._base is not None or not (resumed or checkpoint):
+            return self._base
+        if self._directory is not None and (self._directory / BASE).is_file():
+            return self._directory / BASE
+        came = f"loaded from {checkpoint}" if checkpoint else "resumed from a checkpoint"
+        raise TrainingError(
+            f"the model was {came} and its base is not kept, so that its weights are no longer those that its tuning "
+            "began with; pass the pre-trained model as base, or the checkpoint to measure from there on.",
+            parameter="base",
+        )
+
+
+def _save(directory: Path, metrics: pd.DataFrame, run: Mapping[str, Any]) -> None:
+    from wdanalysis.comparison import Comparison
+
+    Comparison(metrics, run).save(directory, figures=[], force=True)
+
+
+def _load(directory: Path) -> pd.DataFrame:
+    from wdanalysis.results.folder import load
+
+    return load(directory).metrics
 
 
 class _Watched(Protocol):
     """The matrices that are measured: what they were, and what they are now."""
 
     method: str
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int: ...
 
     def base(self, model: nn.Module) -> dict[str, StoredTensor]: ...
 
@@ -221,23 +286,39 @@ class _Watched(Protocol):
 
 
 class _FullTuning:
-    """Every trained matrix, against a copy of it on the CPU."""
+    """Every trained matrix, against a copy of it on the CPU or a file of the base."""
 
     method = "ft"
 
-    def __init__(self, model: nn.Module, names: Iterable[str], *, keep: bool) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], base: Path | None, *, keep: bool) -> None:
         trained = _trained_matrices(model)
         self._names = list(names)
+        self._copies: dict[str, Tensor] = {}
+        self._stored: dict[str, StoredTensor] = {}
+        if base is not None:
+            self._stored = _matrices_of(base, {name: trained[name].shape for name in self._names})
+            return
         copies = {name: _whole(trained[name]).to("cpu", copy=True) for name in self._names}
-        self._base = copies if keep else {}
-        self.nbytes = sum(copy.nbytes for copy in self._base.values())
+        self._copies = copies if keep else {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(copy.nbytes for copy in self._copies.values())
 
     def base(self, model: nn.Module) -> dict[str, StoredTensor]:
-        return {name: stored(name, tensor) for name, tensor in self._base.items()}
+        return self._stored or {name: stored(name, tensor) for name, tensor in self._copies.items()}
 
     def now(self, model: nn.Module) -> tuple[dict[str, StoredTensor], Updates]:
         trained = _trained_matrices(model)
         return {name: stored(name, _whole(trained[name])) for name in self._names}, ()
+
+    def keep_in(self, file: Path) -> None:
+        """Keep the copies in a file as well."""
+        from safetensors.torch import save_file
+
+        if self._copies:
+            copies = {name: tensor.contiguous() for name, tensor in self._copies.items()}
+            write_whole(file, lambda opened: save_file(copies, opened.name))
 
 
 class _PeftAdapters:
@@ -286,8 +367,9 @@ class _OurAdapters:
         tensors, updates = {}, []
         for name, module in self._modules(model):
             if module.magnitude is not None and module.axis == "in":
-                # A stored update has its magnitude along the outputs: this one is measured as a whole matrix.
-                tensors[name] = stored(name, _tuned_along_inputs(module))
+                tensors[name] = stored(
+                    name, _tuned_along_inputs(module)
+                )  # an update is measured along its own axis
             else:
                 updates.append(_low_rank(name, module))
         return tensors, tuple(updates)
@@ -296,37 +378,6 @@ class _OurAdapters:
         for name, module in adapted_modules(model).items():
             if (weight := f"{_plain_name(name)}.weight") in self._names:
                 yield weight, module
-
-
-def stored(name: str, tensor: Tensor) -> StoredTensor:
-    """Describe a tensor in memory as one of a checkpoint; its rows are read as they are at that time.
-
-    Raises
-    ------
-    TrainingError
-        It is not of a float dtype of 16 bits or more.
-    """
-    if tensor.dtype not in STORAGE:
-        raise TrainingError(f"{name} is {tensor.dtype}, of which no magnitude and direction can be taken.")
-
-    def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
-        rows = (tensor if tensor.ndim else tensor[None])[start:stop].detach().cpu().contiguous()
-        rows = rows.reshape(stop - start, -1)
-        if rows.dtype == torch.bfloat16:
-            bits: NDArray[Any] = rows.view(torch.int16).numpy().view(np.uint16)
-            return bits
-        floats: NDArray[Any] = rows.numpy()
-        return floats
-
-    return StoredTensor(name, tuple(tensor.shape), STORAGE[tensor.dtype], IN_MEMORY, read)
-
-
-def _watched(model: nn.Module, names: Sequence[str], *, keep: bool) -> _Watched:
-    if adapted_modules(model):
-        return _OurAdapters(model, names)
-    if _is_peft(model):
-        return _PeftAdapters(model, names)
-    return _FullTuning(model, names, keep=keep)
 
 
 def _selected(model: nn.Module, modules: Sequence[str] | str | None) -> list[str]:
@@ -351,6 +402,29 @@ def _candidates(model: nn.Module) -> dict[str, Tensor]:
     if adapted := adapted_modules(model):
         return {f"{_plain_name(name)}.weight": _base_as_stored(module) for name, module in adapted.items()}
     return _peft_matrices(model) if _is_peft(model) else _trained_matrices(model)
+
+
+def _checkpoint_of(model: nn.Module) -> Path | None:
+    """The Trainer's checkpoint that a model was loaded from, where it was."""
+    folder = Path(getattr(model, "name_or_path", ""))
+    is_one = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and (folder / "trainer_state.json").is_file()
+    return folder if is_one else None
+
+
+def _matrices_of(base: Path, shapes: Mapping[str, torch.Size]) -> dict[str, StoredTensor]:
+    """The matrices of a pre-trained model, under the names that the model in training has for them."""
+    tensors = open_checkpoint(base).tensors
+    index = NameIndex(tensors)
+    found = {name: tensors[own] for name in shapes if (own := index.find(name)) is not None}
+    for name, shape in shapes.items():
+        if name not in found or found[name].shape != tuple(shape):
+            has = f"as {found[name].shape}" if name in found else "not"
+            raise TrainingError(
+                f"{base} has {name} {has}, and the model in training as {tuple(shape)}; pass the pre-trained model "
+                "that it was.",
+                parameter="base",
+            )
+    return found
 
 
 def _trained_matrices(model: nn.Module) -> dict[str, Tensor]:
@@ -387,14 +461,14 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _base_as_stored(module: Adapted) -> Tensor:
-    weight = _whole(module.dequantised_weight())
+    weight = _whole(module.base_weight())
     return weight.mT if module.stores_in_by_out else weight
 
 
 def _low_rank(name: str, module: Adapted) -> LowRankUpdate:
     """A module's update as a checkpoint has it; a magnitude alone updates the direction by zero."""
     if module.update is None:
-        outputs, inputs = module.features
+        outputs, inputs = features(module.base)
         A, B = torch.zeros(1, inputs), torch.zeros(outputs, 1)
     else:
         A, B = (_whole(factor) for factor in module.update.factors())
@@ -413,12 +487,12 @@ def _low_rank(name: str, module: Adapted) -> LowRankUpdate:
 def _tuned_along_inputs(module: Adapted) -> Tensor:
     """W′ of Eq. 5 with one magnitude for each input, in float64 and as stored."""
     assert module.magnitude is not None
-    V = _whole(module.dequantised_weight()).double()
+    V = _whole(module.base_weight()).double()
     if module.update is not None:
         A, B = (_whole(factor).double() for factor in module.update.factors())
         V = V + B @ A
     norm = V.norm(dim=0)
-    weight: Tensor = V * (_whole(module.magnitude).double() / norm.where(norm > 0, 1.0))
+    weight: Tensor = V * (_whole(module.magnitude).double() / norm.where(norm > 0, torch.inf))
     return weight.mT if module.stores_in_by_out else weight
 
 

@@ -13,9 +13,8 @@ one that it takes it would load them as something else:
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,33 @@ import torch
 from torch import Tensor, nn
 
 from wdanalysis.checkpoints.adapters import read_adapter
+from wdanalysis.checkpoints.adapters.peft_vera import ScaledRows
 from wdanalysis.checkpoints.architectures import WRAPPERS
 from wdanalysis.checkpoints.folders import READERS, find_weights
 from wdanalysis.checkpoints.names import NameIndex
 from wdanalysis.checkpoints.storage import read_json
 from wdanalysis.checkpoints.tensors import StoredTensor
-from wdanalysis.decomposition import Axis
-from wdanalysis.errors import OutputError, TrainingError
-from wdanalysis.training.adapters import (
+from wdanalysis.errors import TrainingError
+from wdanalysis.training.in_memory import stored
+from wdanalysis.training.injection import (
+    adapt,
+    adaptable_layers,
+    draw_projection,
+    is_conv1d,
+    make_lora,
+    make_vera,
+    put_in,
+)
+from wdanalysis.training.layers import (
     VERA_INITIAL_D,
     Adapted,
-    AdaptedConv1D,
-    AdaptedEmbedding,
     LoRAUpdate,
     VeRAProjection,
     VeRAUpdate,
+    adapted_modules,
     features,
-    make_lora,
-    make_vera,
 )
-from wdanalysis.training.injection import adapt, adaptable_layers, adapted_modules, put_in
+from wdanalysis.writing import write_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -91,7 +97,7 @@ def save_adapter(
     config = _shared_config(model, modules, base_name)
     if isinstance(first, VeRAUpdate):
         config |= _vera_config(modules, first)
-        tensors = {PROJECTIONS["A"]: first.projection.A, PROJECTIONS["B"]: first.projection.B}
+        tensors = _projections(modules, first.projection)
     else:
         config |= _lora_config(modules)
         tensors = {}
@@ -99,12 +105,20 @@ def save_adapter(
         tensors |= _tensors_of(name, module, parameters, first)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / WEIGHTS, lambda path: save_file(on_cpu, path, metadata={"format": "pt"}))
-        _replace(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror}).") from error
+    write_whole(folder / WEIGHTS, lambda file: save_file(on_cpu, file.name, metadata={"format": "pt"}))
+    write_whole(folder / CONFIG, lambda file: file.write(text.encode()))
+
+
+def _projections(modules: Mapping[str, Adapted], projection: VeRAProjection) -> dict[str, Tensor]:
+    """A and B under PEFT's keys, with zeros as far as a lone magnitude's layer is wider than those with an update."""
+    outputs, inputs = (
+        max(sizes) for sizes in zip(*(features(m.base) for m in modules.values()), strict=True)
+    )
+    A, B = projection.A, projection.B
+    return {
+        PROJECTIONS["A"]: nn.functional.pad(A, (0, max(0, inputs - A.shape[1]))),
+        PROJECTIONS["B"]: nn.functional.pad(B, (0, 0, 0, max(0, outputs - B.shape[0]))),
+    }
 
 
 def _tensors_of(
@@ -115,7 +129,7 @@ def _tensors_of(
     if module.update is not None:
         parts = {part: parameters[f"{name}.update.{part}"] for part in keys}
     else:
-        out_features, in_features = module.features
+        out_features, in_features = features(module.base)
         shapes = {
             "A": (1, in_features),
             "B": (out_features, 1),
@@ -133,7 +147,7 @@ def _shared_config(model: nn.Module, modules: Mapping[str, Adapted], base_name: 
     return {
         "base_model_name_or_path": base_name,
         "bias": "none",
-        "fan_in_fan_out": any(isinstance(module, AdaptedConv1D) for module in modules.values()),
+        "fan_in_fan_out": any(is_conv1d(module.base) for module in modules.values()),
         "inference_mode": True,
         "modules_to_save": None,
         "target_modules": sorted(modules),
@@ -176,7 +190,7 @@ def _vera_config(modules: Mapping[str, Adapted], update: VeRAUpdate) -> dict[str
 
 
 def _lora_keys(module: Adapted) -> Mapping[str, str]:
-    return EMBEDDING_KEYS if isinstance(module, AdaptedEmbedding) else LORA_KEYS
+    return EMBEDDING_KEYS if isinstance(module.base, nn.Embedding) else LORA_KEYS
 
 
 def _without_wrappers(name: str) -> str:
@@ -187,16 +201,6 @@ def _number(value: float) -> int | float:
     """An int where it is one, as PEFT writes α; without the digits that α/r·r adds."""
     value = round(value, 6)
     return int(value) if value == int(value) else value
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path` and rename, so that it is never half written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -231,16 +235,58 @@ def load_adapter(model: nn.Module, folder: Path, *, full_gradient: bool = False)
     if adapted_modules(model):
         raise TrainingError("The model has adapters already; load it anew before loading an adapter.")
     config = _read_config(folder)
-    kind = str(config.get("peft_type", "")).upper()
-    axis: Axis = "in" if kind.endswith(ALONG_INPUTS) else "out"
+    modules = _Modules.of(model, folder)
     weights, _ = find_weights(folder)
     tensors = {
         name: tensor for file in weights.files for name, tensor in READERS[file.suffix](file).tensors.items()
     }
-    load = _load_vera if kind.removesuffix(ALONG_INPUTS) in ("VERA", "DVORA") else _load_lora
-    adapted = load(model, folder, tensors, config, axis, full_gradient)
+    adapter = read_adapter(folder, _with_projections(tensors, modules, config), config, alpha=None)
+    dropout = float(config.get("vera_dropout" if adapter.directions == "VeRA" else "lora_dropout") or 0.0)
+    projection: VeRAProjection | None = None
+    adapted: dict[str, Adapted] = {}
+    for update in adapter.updates:
+        name, layer = modules.find(update.module)
+        A, B, magnitude = update.A.reader, update.B.reader, update.magnitude
+        new: LoRAUpdate | VeRAUpdate | None = None
+        if magnitude is None or any(_tensor(factor).any() for factor in (update.A, update.B)):
+            if isinstance(A, ScaledRows) and isinstance(B, ScaledRows):
+                projection = projection or _projection(A.matrix, B.matrix, layer, config)
+                new = make_vera(layer, projection, dropout)
+                parts = {"lambda_d": A.vector, "lambda_b": B.vector}
+            else:
+                new = make_lora(layer, update.rank, update.scale * update.rank, dropout)
+                parts = {"A": update.A, "B": update.B}
+            for part, tensor in parts.items():
+                modules.fill(name, getattr(new, part), tensor)
+        axis = update.magnitude_axis
+        module = adapt(layer, new, magnitude is not None, axis=axis, full_gradient=full_gradient)
+        if magnitude is not None and module.magnitude is not None:
+            modules.fill(name, module.magnitude, magnitude)
+        adapted[name] = module
+    _replace_whole_tensors(model, folder, adapter.tensors)
     put_in(model, adapted)
     return list(adapted_modules(model))
+
+
+def _with_projections(
+    tensors: Mapping[str, StoredTensor], modules: _Modules, config: Mapping[str, Any]
+) -> Mapping[str, StoredTensor]:
+    """Add VeRA's A and B, drawn as in its training, where PEFT was told not to save them."""
+    suffix = f".{VERA_KEYS['lambda_b']}"
+    names = [key.removeprefix(PREFIX).removesuffix(suffix) for key in tensors if key.endswith(suffix)]
+    if not names or any(key in tensors for key in PROJECTIONS.values()):
+        return tensors
+    layers = [layer for _, layer in map(modules.find, names)]
+    drawn = draw_projection(layers, int(config["r"]), int(config.get("projection_prng_key") or 0))
+    return {**tensors, **{key: stored(key, getattr(drawn, part)) for part, key in PROJECTIONS.items()}}
+
+
+def _projection(
+    A: StoredTensor, B: StoredTensor, layer: nn.Module, config: Mapping[str, Any]
+) -> VeRAProjection:
+    device: Any = layer.weight.device
+    seed = int(config.get("projection_prng_key") or 0)
+    return VeRAProjection(_tensor(A).to(device), _tensor(B).to(device), seed)
 
 
 @dataclass(frozen=True)
@@ -265,116 +311,30 @@ class _Modules:
             )
         return found.removesuffix(".weight"), self.layers[found.removesuffix(".weight")]
 
-    def fill(self, name: str, parameter: nn.Parameter, stored: StoredTensor) -> None:
+    def fill(self, name: str, parameter: nn.Parameter, tensor: StoredTensor) -> None:
         """Copy a stored tensor into a parameter of module `name`."""
-        if stored.size != parameter.numel():
+        if tensor.size != parameter.numel():
             raise TrainingError(
-                f"{stored.name!r} in {self.folder} has the shape {stored.shape}, and the model's '{name}' needs "
+                f"{tensor.name!r} in {self.folder} has the shape {tensor.shape}, and the model's '{name}' needs "
                 f"{tuple(parameter.shape)}; load the base that the adapter was trained on."
             )
         with torch.no_grad():
-            parameter.copy_(_tensor(stored).reshape(parameter.shape))
-
-
-def _load_lora(
-    model: nn.Module,
-    folder: Path,
-    tensors: Mapping[str, StoredTensor],
-    config: Mapping[str, Any],
-    axis: Axis,
-    full_gradient: bool,
-) -> dict[str, Adapted]:
-    modules = _Modules.of(model, folder)
-    along_inputs: dict[str, StoredTensor] = {}
-    if axis == "in":  # their length is not what the reader of PEFT's adapters expects
-        along_inputs = {key: tensor for key, tensor in tensors.items() if key.endswith(f".{MAGNITUDE}")}
-        config = {**config, "peft_type": "LORA", "use_dora": None}
-    rest = {key: tensor for key, tensor in tensors.items() if key not in along_inputs}
-    adapter = read_adapter(folder, rest, config, alpha=None)
-    adapted: dict[str, Adapted] = {}
-    for update in adapter.updates:
-        name, layer = modules.find(update.module)
-        magnitude = update.magnitude or along_inputs.get(f"{PREFIX}{update.module}.{MAGNITUDE}")
-        new = None
-        if magnitude is None or any(_tensor(factor).any() for factor in (update.A, update.B)):
-            alpha = update.scale * update.rank
-            new = make_lora(layer, update.rank, alpha, dropout=float(config.get("lora_dropout") or 0.0))
-            modules.fill(name, new.A, update.A)
-            modules.fill(name, new.B, update.B)
-        module = adapt(layer, new, magnitude is not None, axis=axis, full_gradient=full_gradient)
-        if magnitude is not None and module.magnitude is not None:
-            modules.fill(name, module.magnitude, magnitude)
-        adapted[name] = module
-    _replace_whole_tensors(model, folder, adapter.tensors)
-    return adapted
-
-
-def _load_vera(
-    model: nn.Module,
-    folder: Path,
-    tensors: Mapping[str, StoredTensor],
-    config: Mapping[str, Any],
-    axis: Axis,
-    full_gradient: bool,
-) -> dict[str, Adapted]:
-    modules = _Modules.of(model, folder)
-    names = [
-        key.removeprefix(PREFIX).removesuffix(f".{VERA_KEYS['lambda_b']}")
-        for key in tensors
-        if key.endswith(f".{VERA_KEYS['lambda_b']}")
-    ]
-    layers = dict(modules.find(name) for name in names)
-    sizes = [features(layer) for layer in layers.values()]
-    if not sizes:
-        raise TrainingError(
-            f"{folder} holds no vera_lambda_b; save the adapter again with `save_pretrained`."
-        )
-    projection = VeRAProjection(
-        max(in_features for _, in_features in sizes),
-        max(out_features for out_features, _ in sizes),
-        int(config["r"]),
-        int(config.get("projection_prng_key") or 0),
-        device=next(iter(layers.values())).weight.device,  # type: ignore[arg-type]
-    )
-    for part, key in PROJECTIONS.items():
-        if key in tensors:
-            stored = _tensor(tensors[key])
-            setattr(projection, part, stored.to(getattr(projection, part).device))
-    adapted: dict[str, Adapted] = {}
-    for stored_name, (name, layer) in zip(names, layers.items(), strict=True):
-        vectors = {
-            part: tensors[f"{PREFIX}{stored_name}.{key}"]
-            for part, key in VERA_KEYS.items()
-            if f"{PREFIX}{stored_name}.{key}" in tensors
-        }
-        if len(vectors) < len(VERA_KEYS):
-            raise TrainingError(f"{folder} has no vera_lambda_d for {name}; save the adapter again.")
-        magnitude = tensors.get(f"{PREFIX}{stored_name}.{MAGNITUDE}")
-        update = None
-        if magnitude is None or any(_tensor(vector).any() for vector in vectors.values()):
-            update = make_vera(layer, projection, dropout=float(config.get("vera_dropout") or 0.0))
-            for part, vector in vectors.items():
-                modules.fill(name, getattr(update, part), vector)
-        module = adapt(layer, update, magnitude is not None, axis=axis, full_gradient=full_gradient)
-        if magnitude is not None and module.magnitude is not None:
-            modules.fill(name, module.magnitude, magnitude)
-        adapted[name] = module
-    return adapted
+            parameter.copy_(_tensor(tensor).reshape(parameter.shape))
 
 
 def _replace_whole_tensors(model: nn.Module, folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Copy what an adapter stores whole into the model, before it is adapted."""
     state = model.state_dict()
     index = NameIndex(state)
-    for name, stored in tensors.items():
+    for name, tensor in tensors.items():
         found = index.find(name)
-        if found is None or tuple(state[found].shape) != stored.shape:
+        if found is None or tuple(state[found].shape) != tensor.shape:
             raise TrainingError(
-                f"{folder} holds '{name}' of shape {stored.shape}, which the model does not have in that shape; "
+                f"{folder} holds '{name}' of shape {tensor.shape}, which the model does not have in that shape; "
                 "load the base that the adapter was trained on, with its embeddings resized."
             )
         with torch.no_grad():
-            state[found].copy_(_tensor(stored))
+            state[found].copy_(_tensor(tensor))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -386,6 +346,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _tensor(stored: StoredTensor) -> Tensor:
-    tensor = torch.from_numpy(stored.read().copy())
-    return tensor.view(torch.bfloat16) if stored.dtype == "BF16" else tensor
+def _tensor(described: StoredTensor) -> Tensor:
+    tensor = torch.from_numpy(described.read().copy())
+    return tensor.view(torch.bfloat16) if described.dtype == "BF16" else tensor

@@ -87,13 +87,14 @@ def as_low_rank(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, St
 
 
 @dataclass(frozen=True)
-class _ScaledRows:
+class ScaledRows:
     """`RowReader` of diag(vector) · matrix, in float32 as PEFT computes it (float64 where either is stored so)."""
 
     vector: StoredTensor
     matrix: StoredTensor
 
     def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+        """As in `RowReader`."""
         vector, rows = (
             widen(tensor.read_rows(start, stop), working_type(tensor.dtype))
             for tensor in (self.vector, self.matrix)
@@ -117,7 +118,7 @@ def _scaled(path: Path, vector: StoredTensor, matrix: StoredTensor, *, exactly: 
             )
     dtype = "F64" if "F64" in (vector.dtype, matrix.dtype) else "F32"
     return StoredTensor(
-        vector.name, (vector.rows, matrix.row_length), dtype, vector.path, _ScaledRows(vector, matrix)
+        vector.name, (vector.rows, matrix.row_length), dtype, vector.path, ScaledRows(vector, matrix)
     )
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of the adapters: ‖V′‖ without V′, and Eq. 1 and 5 with the gradients of Eq. 6, 7 and 11.
+"""‖V′‖ without V′, and Eq. 1 and 5 as one operation each, with the gradients of Eq. 6, 7 and 11.
 
 Everywhere W0 is out × in, A is r × in, B is out × r, V′ = W0 + s·BA and c = m/‖V′‖. Products take the dtype of W0;
 norms, m and c are float32 (float64 where W0 is).
@@ -6,7 +6,6 @@ norms, m and c are float32 (float64 where W0 is).
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,6 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+
+from wdanalysis.training.fast.numerics import full_precision, matmul_float32, root
+from wdanalysis.training.layers import lengths
+
+Arguments = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, "Prepared"]
+"""What `low_rank_linear` takes after x."""
 
 STAND_IN_FOR_ZERO = 2.0**-60
 """What m counts as where it is 0: so little that it is lost in any rounding, yet y/m is V′x/‖V′‖.
@@ -25,54 +30,13 @@ In float16, which has no numbers so small, an m of exactly 0 gets no gradient wh
 LONGEST_REBUILT = 4096
 """Up to this length of its rows a module that does not widen its input rebuilds its output for Eq. 7."""
 
-_HAS_FLOAT32_RESULT = hasattr(torch.ops.aten.addmm, "dtype")  # torch >= 2.8
-
 
 # --- norms --------------------------------------------------------------------------------------------------
 
 
-def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms, magnitudes and trained factors beside weights of `dtype`: float32, or float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Keep autocast from computing norms in 16 bits."""
-    return torch.autocast(device.type, enabled=False)
-
-
-def matmul_float32(a: Tensor, b: Tensor, s: float = 1.0) -> Tensor:
-    """A product, times s, whose sums are neither kept nor returned in 16 bits.
-
-    Parameters
-    ----------
-    a, b
-        Two matrices, or two batches of them, of one dtype.
-    s
-        1 for batches.
-    """
-    if a.is_cuda and a.element_size() == 2 and _HAS_FLOAT32_RESULT:
-        if s != 1:
-            zero = _zero(a.device)
-            scaled: Tensor = torch.addmm(zero, a, b, out_dtype=torch.float32, beta=0, alpha=s)
-            return scaled
-        multiply: Any = torch.mm if a.ndim == 2 else torch.bmm
-        unscaled: Tensor = multiply(a, b, out_dtype=torch.float32)
-        return unscaled
-    dtype = accurate_dtype(a.dtype)
-    product = a.to(dtype) @ b.to(dtype)
-    return product if s == 1 else product.mul_(s)
-
-
-@cache
-def _zero(device: torch.device) -> Tensor:
-    return torch.zeros((), device=device)
-
-
 def squared_norms(vectors: Tensor) -> Tensor:
     """‖w0‖² of each row: the part of the norm that never changes."""
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=accurate_dtype(vectors.dtype))
-    return norms.square()
+    return lengths(vectors, "out").square()
 
 
 def norms_of_sum(squares: Tensor, product: Tensor, G: Tensor, F: Tensor) -> Tensor:
@@ -91,7 +55,7 @@ def norms_of_sum(squares: Tensor, product: Tensor, G: Tensor, F: Tensor) -> Tens
     gram = matmul_float32(F.mT, F)
     G = G.to(product.dtype)
     change = (G * torch.baddbmm(product, G, gram, beta=2)).sum(dim=-1)
-    return (squares + change).clamp_(min=0).sqrt_()
+    return root((squares + change).clamp_(min=0))
 
 
 def factored_norm(vectors: Tensor, squares: Tensor, G: Tensor, F: Tensor) -> Tensor:

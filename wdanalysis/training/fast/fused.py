@@ -14,7 +14,7 @@ import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
-from wdanalysis.training.fast.functional import matmul_float32
+from wdanalysis.training.fast.numerics import matmul_float32
 
 TILE = 4096
 """Elements of an activation that a program of the backward pass has in hand at once."""
