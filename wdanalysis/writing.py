@@ -1,12 +1,13 @@
-"""Files that appear whole or not at all, and one sentence for what a file system refuses."""
+"""Files that appear whole or not at all, texts that can be written, and one sentence for what a file system refuses."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,3 +61,17 @@ def _existing(path: Path) -> Path:
 def first_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def encodable(value: Any) -> Any:
+    """The value with what UTF-8 cannot hold in its texts (a file's name may) as escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {encodable(key): encodable(of_key) for key, of_key in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(encodable(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: encodable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 import wdanalysis as wd
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import OutputError, TrainingError
-from wdanalysis.results.folder import redraw
+from wdanalysis.comparison import redraw
 from wdanalysis.training.data.batches import Collator, load_data
 from wdanalysis.training.injection import AdapterConfig, adapted_modules, inject
 from wdanalysis.training.live import WeightDecompositionCallback

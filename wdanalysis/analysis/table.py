@@ -10,7 +10,7 @@ import pandas as pd
 
 from wdanalysis.measure.plan import Plan
 from wdanalysis.measure.stream import MatrixChange
-from wdanalysis.results.provenance import encodable
+from wdanalysis.writing import encodable
 
 _COLUMN_TYPES = {
     "step": "Int64",

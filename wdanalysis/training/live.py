@@ -33,7 +33,7 @@ from wdanalysis.errors import ComparisonError, TrainingError
 from wdanalysis.measure.plan import plan
 from wdanalysis.measure.stream import stream
 from wdanalysis.results.folder import check_free
-from wdanalysis.results.provenance import versions
+from wdanalysis.results.provenance import Live, Matrices, Options, Run, versions
 from wdanalysis.training.adapters import Adapted, VeRAUpdate
 from wdanalysis.training.injection import adapted_modules
 
@@ -106,18 +106,15 @@ class WeightDecompositionCallback(TrainerCallback):
     @property
     def comparison(self) -> Comparison:
         """What was measured so far."""
-        options = {"axis": self._axis, "modules": self._modules, "layers": None, "steps": None, "alpha": None}
-        run: dict[str, Any] = {
-            "versions": versions(),
-            "command": None,
-            "options": options,
-            "complete": True,
-            "matrices": {"measured": len(self._metrics), "in_table": len(self._metrics)},
-            "inputs": {},
-            "skipped": [],
-            "warnings": [],
-            "live": {"every": self._every, "base_copy_bytes": self.nbytes},
-        }
+        run = Run(
+            versions=versions(),
+            options=Options(
+                axis=self._axis,
+                modules=self._modules if isinstance(self._modules, str | None) else list(self._modules),
+            ),
+            matrices=Matrices(measured=len(self._metrics), in_table=len(self._metrics)),
+            live=Live(every=self._every, base_copy_bytes=self.nbytes),
+        )
         return Comparison(self._metrics, run)
 
     @property
