@@ -213,7 +213,7 @@ def _helped(work: Work, figures: Sequence[PlannedFigure]) -> Iterator[tuple[dequ
         if count > 0:
             with suppress(Exception):  # a system that starts no processes
                 pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
-                at_end.callback(pool.shutdown, wait=False)
+                at_end.callback(pool.shutdown)
                 with _on_their_own():
                     for _ in range(count):
                         begin()
