@@ -531,3 +531,35 @@ def test_a_folder_called_base_does_not_hide_that_it_is_another(
     (lora / "adapter_config.json").write_text(json.dumps(config))
     warnings = wd.compare(base, lora).warnings
     assert any("meta-llama/Llama-2-7b-hf" in warning for warning in warnings) is warns
+
+
+@pytest.mark.parametrize("axis", ["out", "in"])
+def test_a_table_alone_makes_a_comparison(base: Path, tmp_path: Path, axis: str) -> None:
+    metrics = wd.compare(base, write_steps(tmp_path / "ft", llama()), axis=axis).metrics
+    alone = wd.Comparison(metrics)
+    assert alone.axis == axis
+    assert f"(axis = {axis})" in alone._repr_html_()
+    assert alone.skipped.empty
+    alone.save(tmp_path / "out", figures=[])
+    pd.testing.assert_frame_equal(wd.Comparison.load(tmp_path / "out").metrics, metrics)
+
+
+def test_a_comparison_is_equal_to_itself_alone_and_can_be_kept_in_a_set(base: Path, tmp_path: Path) -> None:
+    metrics = wd.compare(base, write_steps(tmp_path / "ft", llama())).metrics
+    one, other = wd.Comparison(metrics), wd.Comparison(metrics)
+    assert one == one  # noqa: PLR0124
+    assert one != other
+    assert len({one, other, one}) == 2
+
+
+def test_the_library_does_not_read_the_command_line(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["wd-analyze", "of", "somebody", "else"])
+    assert wd.compare(base, write_steps(tmp_path / "ft", llama())).run.command is None
+
+
+def test_paths_may_come_with_names(base: Path, tmp_path: Path) -> None:
+    ft, lora = write_steps(tmp_path / "ft", llama()), write_lora(tmp_path / "lora", llama())
+    assert wd.compare(base, [("Full", ft), (None, lora)]).methods == ["Full", "lora"]
+    assert wd.compare(base, [("Full", ft), lora]).methods == ["Full", "lora"]

@@ -144,7 +144,11 @@ class Run:
                 for name, part in _PARTS.items()
                 if saved.get(name) is not None
             },
-            **{name: tuple(saved[name]) for name in ("command", "warnings", "outputs") if saved.get(name)},
+            **{
+                name: tuple(saved[name])
+                for name in ("command", "warnings", "outputs")
+                if saved.get(name) is not None
+            },
             "skipped": tuple(_known(Skipped, skip) for skip in saved.get("skipped", ())),
             "inputs": {
                 method: tuple(_input(checkpoint) for checkpoint in checkpoints)
