@@ -20,9 +20,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import page
+from wdanalysis.analysis.findings import Findings
 from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.comparison import Comparison
 from wdanalysis.report import render
+from wdanalysis.results.provenance import Options, Run
 
 HEADING = "report"
 METHODS, STEPS, LAYERS = ("FT", "LoRA", "DoRA"), (500, 1000, 1500, 2000), 32
@@ -46,7 +48,7 @@ def made_up() -> Comparison:
         name=names, axis="out", base_dtype="BF16", tuned_dtype="BF16", vectors=4096, length=4096
     )
     types = dict.fromkeys(("step", "layer", "vectors", "length", "zero_vectors"), "Int64")
-    return Comparison(table.assign(zero_vectors=0).astype(types), {"options": {"axis": "out"}})
+    return Comparison(table.assign(zero_vectors=0).astype(types), Run(options=Options(axis="out")))
 
 
 def seconds_to_draw(path: Path) -> float | None:
@@ -91,7 +93,7 @@ def main() -> None:
     for measure in (comparison.correlations, comparison.readings, comparison.diagnostics, comparison.summary):
         measure()
     counted = time.perf_counter()
-    text = render(comparison)
+    text = render(Findings(comparison.metrics), comparison.run)
     written = time.perf_counter()
     found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert found

@@ -11,6 +11,8 @@ import pandas as pd
 
 from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.comparison import Comparison
+from wdanalysis.measure.plan import Skipped
+from wdanalysis.results.provenance import Input, InputFile, Options, Run
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -50,16 +52,15 @@ def make_comparison(methods: tuple[str, ...] = METHODS, layers: int = LAYERS) ->
         for module in MODULES
     ]
     metrics = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"step": "Int64", "layer": "Int64"})
-    file = {"path": "base.safetensors", "bytes": 1_180_128, "header_sha256": "ab" * 32}
-    run = {
-        "versions": {"wdanalysis": "0.1.0", "python": "3.11.7"},
-        "command": ["wd-analyze", "compare", "base.safetensors", "my tuned"],
-        "options": {"axis": "out", "modules": ["q", "v"], "layers": None},
-        "complete": True,
-        "inputs": {"BASE": [{"path": "base", "format": "safetensors", "step": None, "files": [file]}]},
-        "skipped": [{"method": "FT", "step": 100, "name": "<b>head</b>", "reason": "is <not> in BASE"}],
-        "warnings": ["the name <i>x</i> & 'y' differs"],
-    }
+    file = InputFile("base.safetensors", bytes=1_180_128, header_sha256="ab" * 32)
+    run = Run(
+        versions={"wdanalysis": "0.1.0", "python": "3.11.7"},
+        command=("wd-analyze", "compare", "base.safetensors", "my tuned"),
+        options=Options(axis="out", modules=["q", "v"]),
+        inputs={"BASE": (Input("base", "safetensors", None, (file,)),)},
+        skipped=(Skipped("FT", 100, "<b>head</b>", "is <not> in BASE"),),
+        warnings=("the name <i>x</i> & 'y' differs",),
+    )
     return Comparison(metrics, run)
 
 

@@ -13,8 +13,8 @@ from checkpoint_files import llama, moved, write, write_lora, write_model, write
 
 import wdanalysis as wd
 from wdanalysis.analysis.table import COLUMNS
-from wdanalysis.comparison import Interrupted
-from wdanalysis.errors import ComparisonError, WdAnalysisError
+from wdanalysis.comparison import Interrupted, redraw
+from wdanalysis.errors import ComparisonError, OutputError, WdAnalysisError
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_steps_given_one_by_one_make_one_series(base: Path, tmp_path: Path) -> N
 def test_two_checkpoints_of_one_name_and_step_need_a_label(base: Path, tmp_path: Path) -> None:
     for run in ("a", "b"):
         write_model(tmp_path / run / "ft", moved(llama()))
-    with pytest.raises(ComparisonError, match="--label"):
+    with pytest.raises(ComparisonError, match="a name of its own"):
         wd.compare(base, [tmp_path / "a" / "ft", tmp_path / "b" / "ft"])
     named = wd.compare(base, {"A": tmp_path / "a" / "ft", "B": tmp_path / "b" / "ft"})
     assert named.methods == ["A", "B"]
@@ -329,7 +329,7 @@ def test_ctrl_c_keeps_the_rows_measured_so_far(base: Path, tmp_path: Path) -> No
     with pytest.raises(Interrupted) as caught:
         wd.compare(base, ft, progress=interrupt)
     partial = caught.value.comparison
-    assert partial.run["complete"] is False
+    assert partial.run.complete is False
     whole = wd.compare(base, ft).metrics.set_index(["name", "step"])["delta_d"]
     found = partial.metrics.set_index(["name", "step"])["delta_d"]
     assert 0 < len(found) < len(whole)
@@ -366,7 +366,7 @@ def test_a_comparison_comes_back_from_its_folder(base: Path, tmp_path: Path) -> 
     compared.save(tmp_path / "out", figures=[])
     loaded = wd.Comparison.load(tmp_path / "out")
     pd.testing.assert_frame_equal(loaded.metrics, compared.metrics)
-    assert loaded.run["options"] == compared.run["options"]
+    assert loaded.run.options == compared.run.options
     pd.testing.assert_frame_equal(loaded.correlations(), compared.correlations())
 
 
@@ -374,8 +374,9 @@ def test_saving_refuses_to_replace_results_unless_told(base: Path, tmp_path: Pat
     compared = wd.compare(base, write_steps(tmp_path / "ft", llama()))
     compared.save(tmp_path / "out", figures=["scatter"])
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(WdAnalysisError, match="--force"):
+    with pytest.raises(WdAnalysisError, match="already holds results") as refused:
         compared.save(tmp_path / "out")
+    assert refused.value.parameter == "force"
     compared.save(tmp_path / "out", figures=["heatmap"], force=True)
     assert [path.name for path in (tmp_path / "out" / "figures").iterdir()] == ["heatmap_ft.png"]
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
@@ -431,7 +432,7 @@ def test_one_name_from_two_places_needs_a_label(base: Path, tmp_path: Path) -> N
     for run, step in (("a", 10), ("b", 20)):
         write_steps(tmp_path / run / "lora", llama(), steps=(step,))
     paths = [tmp_path / "a" / "lora", tmp_path / "b" / "lora"]
-    with pytest.raises(ComparisonError, match=r"both be called 'lora'.*--label"):
+    with pytest.raises(ComparisonError, match=r"both be called 'lora'.*a name of its own"):
         wd.compare(base, paths)
     assert wd.compare(base, {"LoRA": paths}).metrics["step"].unique().tolist() == [10, 20]
 
@@ -473,7 +474,7 @@ def test_ctrl_c_before_the_first_matrix_is_done(
 def test_a_checkpoint_that_vanishes_in_mid_run_loses_nothing(base: Path, tmp_path: Path) -> None:
     ft = write(tmp_path / "ft.safetensors", moved(llama()))
     compared = wd.compare(base, ft, progress=lambda done, _: ft.unlink(missing_ok=True) if done else None)
-    assert compared.run["inputs"]["ft"][0]["files"][0]["bytes"] > 0
+    assert compared.run.inputs["ft"][0].files[0].bytes > 0
 
 
 def test_results_survive_a_replacement_that_fails(
@@ -497,17 +498,15 @@ def test_results_survive_a_replacement_that_fails(
 def test_tables_are_whole_where_drawing_fails(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wdanalysis.results import folder as results
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("results cannot be written: the disk is full.")
 
-    def full(*_: object, **__: object) -> list[Path]:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("wdanalysis.figures.batch.draw", full)
+    monkeypatch.setattr("wdanalysis.figures.batch.write_whole", full)
     compared = wd.compare(base, write_steps(tmp_path / "ft", llama()))
-    with pytest.raises(WdAnalysisError, match="disk is full"):
+    with pytest.raises(WdAnalysisError, match=r"disk is full.*tables there are whole"):
         compared.save(tmp_path / "out")
     monkeypatch.undo()
-    assert results.redraw(tmp_path / "out", figures=["heatmap"])
+    assert redraw(tmp_path / "out", figures=["heatmap"])
     outputs = json.loads((tmp_path / "out" / "run.json").read_text())["outputs"]
     assert "figures/heatmap_ft.png" in outputs
     compared.save(tmp_path / "out", figures=[], force=True)
@@ -532,3 +531,35 @@ def test_a_folder_called_base_does_not_hide_that_it_is_another(
     (lora / "adapter_config.json").write_text(json.dumps(config))
     warnings = wd.compare(base, lora).warnings
     assert any("meta-llama/Llama-2-7b-hf" in warning for warning in warnings) is warns
+
+
+@pytest.mark.parametrize("axis", ["out", "in"])
+def test_a_table_alone_makes_a_comparison(base: Path, tmp_path: Path, axis: str) -> None:
+    metrics = wd.compare(base, write_steps(tmp_path / "ft", llama()), axis=axis).metrics
+    alone = wd.Comparison(metrics)
+    assert alone.axis == axis
+    assert f"(axis = {axis})" in alone._repr_html_()
+    assert alone.skipped.empty
+    alone.save(tmp_path / "out", figures=[])
+    pd.testing.assert_frame_equal(wd.Comparison.load(tmp_path / "out").metrics, metrics)
+
+
+def test_a_comparison_is_equal_to_itself_alone_and_can_be_kept_in_a_set(base: Path, tmp_path: Path) -> None:
+    metrics = wd.compare(base, write_steps(tmp_path / "ft", llama())).metrics
+    one, other = wd.Comparison(metrics), wd.Comparison(metrics)
+    assert one == one  # noqa: PLR0124
+    assert one != other
+    assert len({one, other, one}) == 2
+
+
+def test_the_library_does_not_read_the_command_line(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["wd-analyze", "of", "somebody", "else"])
+    assert wd.compare(base, write_steps(tmp_path / "ft", llama())).run.command is None
+
+
+def test_paths_may_come_with_names(base: Path, tmp_path: Path) -> None:
+    ft, lora = write_steps(tmp_path / "ft", llama()), write_lora(tmp_path / "lora", llama())
+    assert wd.compare(base, [("Full", ft), (None, lora)]).methods == ["Full", "lora"]
+    assert wd.compare(base, [("Full", ft), lora]).methods == ["Full", "lora"]

@@ -1,4 +1,4 @@
-"""The run: open, plan, stream, and gather the rows into a table that can be saved, loaded, read and drawn."""
+"""The facade: compare checkpoints, and read, draw, save and load what was found."""
 
 from __future__ import annotations
 
@@ -6,32 +6,37 @@ import dataclasses
 import html
 import itertools
 import os
-import sys
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.model import base_mismatch
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
-from wdanalysis.errors import ComparisonError
-from wdanalysis.measure.plan import plan
+from wdanalysis.errors import ComparisonError, OutputError
+from wdanalysis.measure.plan import Plan, plan
 from wdanalysis.measure.rows import MatrixChange
 from wdanalysis.measure.stream import stream
-from wdanalysis.results.provenance import encodable, input_files, versions
+from wdanalysis.results import folder
+from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, inputs_of, versions
+from wdanalysis.writing import encodable
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
+    from wdanalysis.analysis.findings import Findings
+    from wdanalysis.figures import Figure
     from wdanalysis.measure.spectra import Spectra
+
+PathLike: TypeAlias = str | Path
+Named: TypeAlias = tuple[str | None, PathLike]
+"""A method's name and a path of it; None: the path's own name."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,88 +47,98 @@ class Interrupted(KeyboardInterrupt):
         self.comparison = comparison
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """ΔM and ΔD of every compared matrix, and how they came about.
+
+    Two comparisons are equal only where they are one and the same; compare their tables.
 
     Attributes
     ----------
     metrics
         A row for every method, step and matrix, with the columns that `wdanalysis.analysis.table.COLUMNS` lists.
     run
-        Provenance: versions, options, input files, what was skipped and why, warnings, timings. JSON-ready.
+        Provenance: versions, options, input files, what was skipped and why, warnings, timings.
     spectra
         Singular values of every base, tuned matrix and update, where they were asked for.
+
+    Examples
+    --------
+    >>> run.methods, run.modules, run.axis
+    (['ft', 'dora'], ['q', 'v'], 'out')
+    >>> run.summary()[["method", "module", "matrices", "step"]].head(2)
+      method module  matrices  step
+    0     ft      q        10   240
+    1     ft      v        10   240
     """
 
     metrics: pd.DataFrame
-    run: Mapping[str, Any] = field(default_factory=dict)
+    run: Run = field(default_factory=Run)
     spectra: Spectra | None = None
 
     @property
     def axis(self) -> str:
-        """What a vector is: ``"out"``, an output feature, or ``"in"``, an input feature."""
-        return str(self.run["options"]["axis"])
+        """What a vector is: ``"out"``, an output feature, or ``"in"``, an input feature.
+
+        Both, with "and" between them, for a table that mixes them; "" for one without rows.
+        """
+        return self._findings.axis
 
     @property
     def methods(self) -> list[str]:
         """The methods, in the order in which they were given."""
-        return list(self.metrics["method"].unique())
+        return self._findings.methods
 
     @property
     def modules(self) -> list[str]:
         """The module roles, in the order of the table."""
-        return list(self.metrics["module"].unique())
+        return self._findings.modules
 
     @property
     def skipped(self) -> pd.DataFrame:
         """What a checkpoint holds and the table does not: method, step, name, reason."""
         import pandas as pd
 
-        return pd.DataFrame(self.run.get("skipped", []), columns=["method", "step", "name", "reason"])
+        return pd.DataFrame(self.run.skipped, columns=["method", "step", "name", "reason"])
 
     @property
     def warnings(self) -> list[str]:
         """Sentences that a reader of the numbers should know."""
-        return list(self.run.get("warnings", []))
+        return list(self.run.warnings)
+
+    @cached_property
+    def _findings(self) -> Findings:
+        from wdanalysis.analysis.findings import Findings
+
+        return Findings(self.metrics)
 
     def correlations(self) -> pd.DataFrame:
         """Pearson, Spearman and the regression of ΔM on ΔD, for each method, module and scope.
 
         See `wdanalysis.analysis.regression.correlations` for scopes and columns.
+
+        Examples
+        --------
+        >>> table = run.correlations()
+        >>> table[table["scope"] == "pooled"][["method", "module", "n", "pearson_r"]].round(2)
+           method module   n  pearson_r
         """
-        return self._correlations.copy()
-
-    @cached_property
-    def _correlations(self) -> pd.DataFrame:
-        from wdanalysis.analysis.regression import correlations
-
-        return correlations(self.metrics)
+        return self._findings.correlations.copy()
 
     def summary(self) -> pd.DataFrame:
         """A row for each method and module: matrices, steps, mean ΔM and ΔD at the last step, pooled r and slope."""
-        from wdanalysis.analysis.regression import summary
-
-        return summary(self.metrics)
+        return self._findings.summary.copy()
 
     def diagnostics(self) -> pd.DataFrame:
         """The shrink that is common to all matrices of a checkpoint, and how much of their change it explains.
 
         See `wdanalysis.analysis.shrink.common_shrink` for the columns.
         """
-        from wdanalysis.analysis.shrink import common_shrink
-
-        return common_shrink(self.metrics)
+        return self._findings.diagnostics.copy()
 
     def readings(self) -> pd.DataFrame:
         """What the numbers of each method and module say, in sentences; see `wdanalysis.analysis.readings`."""
-        return self._readings.copy()
-
-    @cached_property
-    def _readings(self) -> pd.DataFrame:
-        from wdanalysis.analysis.readings import readings
-
-        return readings(self.metrics)
+        return self._findings.readings.copy()
 
     def scatter(self, module: str, **options: Any) -> Figure:
         """ΔM over ΔD, a panel a method (Figures 2 and 7). Options as in `wdanalysis.figures.scatter`."""
@@ -169,9 +184,9 @@ class Comparison:
         OutputError
             The file cannot be written, or the extra `report` (Bokeh) is not installed.
         """
-        from wdanalysis.results.folder import write_report
+        from wdanalysis import report
 
-        return write_report(self, Path(path))
+        return report.write(Path(path), self._findings, self.run, self.spectra)
 
     def save(
         self,
@@ -207,9 +222,25 @@ class Comparison:
         OutputError
             The folder holds results and `force` is False, or it cannot be written.
         """
-        from wdanalysis.results.folder import save
+        from wdanalysis import report as page
+        from wdanalysis.figures import batch
 
-        return save(self, Path(directory), figures=figures, format=format, force=force, report=report)
+        directory = Path(directory)
+        kinds = batch.KINDS if figures is None else figures
+        planned = batch.planned_figures(self.metrics, kinds, format)
+        folder.check_free(directory, force=force)
+        with batch.drawing(self.metrics, planned, directory / folder.FIGURES, format=format) as finish:
+
+            def others() -> list[Path]:
+                with _tables_are_whole(directory):
+                    pages = (
+                        [self.report(directory / folder.REPORT_HTML)]
+                        if report and page.is_available()
+                        else []
+                    )
+                    return [*finish(), *pages]
+
+            return folder.save(directory, self._findings, self.run, self.spectra, others=others)
 
     @classmethod
     def load(cls, directory: str | Path) -> Comparison:
@@ -220,26 +251,66 @@ class Comparison:
         OutputError
             The folder has no results, or they cannot be read.
         """
-        from wdanalysis.results.folder import load
-
-        return load(Path(directory))
+        saved = folder.load(Path(directory))
+        return cls(saved.metrics, saved.run, saved.spectra)
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: the summary, what was skipped, and the warnings."""
-        skipped = len(self.run.get("skipped", []))
+        features = {"out": "one vector per output feature", "in": "one vector per input feature"}
         lines = [
-            f"{len(self.metrics)} rows, one vector per {'output' if self.axis == 'out' else 'input'} feature "
-            f"(axis = {self.axis})",
-            *([f"{skipped} left out; see <code>.skipped</code>"] if skipped else []),
+            f"{len(self.metrics)} rows, {features.get(self.axis, 'vectors')} (axis = {self.axis})",
+            *([f"{len(self.run.skipped)} left out; see <code>.skipped</code>"] if self.run.skipped else []),
             *(html.escape(warning) for warning in self.warnings),
         ]
         table = self.summary().to_html(index=False, na_rep="", float_format="{:.3g}".format)
         return table + "".join(f"<p>{line}</p>" for line in lines)
 
 
+def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> list[Path]:
+    """Draw the figures of saved results again, replacing those of the same name.
+
+    Raises
+    ------
+    OutputError
+        There are no results, or the folder cannot be written.
+    """
+    from wdanalysis.figures.batch import save_figures
+
+    comparison = Comparison.load(directory)
+    with _tables_are_whole(directory):
+        drawn = save_figures(comparison.metrics, directory / folder.FIGURES, kinds=figures, format=format)
+    folder.add(directory, comparison.run, drawn)
+    return drawn
+
+
+def rewrite_report(directory: Path) -> Path:
+    """Write the page of saved results, replacing the one that is there.
+
+    Raises
+    ------
+    OutputError
+        There are no results, the folder cannot be written, or the extra `report` is not installed.
+    """
+    comparison = Comparison.load(directory)
+    written = comparison.report(directory / folder.REPORT_HTML)
+    folder.add(directory, comparison.run, [written])
+    return written
+
+
+@contextmanager
+def _tables_are_whole(directory: Path) -> Iterator[None]:
+    """Say of what hinders drawing that the tables are there."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(
+            f"{error} The tables there are whole; `wd-analyze plot {directory}` draws the figures from them."
+        ) from error
+
+
 def compare(
-    base: str | Path,
-    tuned: Mapping[str, str | Path | Sequence[str | Path]] | Sequence[str | Path] | str | Path,
+    base: PathLike,
+    tuned: Mapping[str, PathLike | Sequence[PathLike]] | Sequence[PathLike | Named] | PathLike,
     *,
     axis: Axis = "out",
     modules: Sequence[str] | str | None = None,
@@ -258,7 +329,8 @@ def compare(
     base
         The pre-trained model: a safetensors or torch file, or a Hugging Face folder.
     tuned
-        Methods by name, each a path or several of them; or paths alone, which name their methods themselves.
+        Methods by name, each a path or several of them; or paths alone, which name their methods themselves; or pairs
+        of a name (None: the path's own) and a path.
         A path is a checkpoint file or folder, a PEFT adapter, or a folder of steps (``checkpoint-500/`` …).
     axis
         ``"out"``: one vector per output feature, as the paper's code and PEFT do; ``"in"``: per input feature.
@@ -293,36 +365,6 @@ def compare(
     Interrupted
         On Ctrl-C: a KeyboardInterrupt that carries the rows that were measured.
     """
-    return compare_paths(
-        base,
-        _named_paths(tuned),
-        axis=axis,
-        modules=modules,
-        layers=layers,
-        steps=steps,
-        alpha=alpha,
-        diagnostics=diagnostics,
-        spectra=spectra,
-        progress=progress,
-        spectra_progress=spectra_progress,
-    )
-
-
-def compare_paths(
-    base: str | Path,
-    tuned: Sequence[tuple[str | None, str | Path]],
-    *,
-    axis: Axis,
-    modules: Sequence[str] | str | None,
-    layers: Iterable[int] | None,
-    steps: Collection[int] | None,
-    alpha: float | None,
-    diagnostics: bool,
-    spectra: bool,
-    progress: Progress | None,
-    spectra_progress: Progress | None,
-) -> Comparison:
-    """`compare` for paths of which each may have a name (the command line's --label)."""
     if axis not in get_args(Axis):
         raise ValueError(
             f"axis is 'out' (a vector per output feature) or 'in' (per input feature), not {axis!r}"
@@ -330,72 +372,69 @@ def compare_paths(
     started = time.time()
     layers = None if layers is None else sorted(set(layers))
     base_checkpoint = open_checkpoint(base)
-    methods = _open_methods(tuned, alpha=alpha, steps=steps)
+    methods = _open_methods(_named_paths(tuned), alpha=alpha, steps=steps)
     planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
     inputs = {
-        "BASE": input_files([base_checkpoint]),
-        **{m: input_files(s.checkpoints) for m, s in methods.items()},
+        "BASE": inputs_of([base_checkpoint]),
+        **{method: inputs_of(series.checkpoints) for method, series in methods.items()},
     }
     opened = time.time()
-    seconds = {"open": round(opened - started, 3)}
     rows: list[MatrixChange] = []
-    singular: Spectra | None = None
-    interrupted = False
+    complete = True
     try:
         for measured in stream(planned, axis, diagnostics=diagnostics, progress=progress):
-            if not rows:
-                _import_beside("wdanalysis.analysis.table", "wdanalysis.analysis.readings")
             rows.extend(measured)
-        seconds["measure"] = round(time.time() - opened, 3)
-        if spectra:
-            from wdanalysis.measure.spectra import SpectraInterrupted, measure_spectra
-
-            try:
-                singular = measure_spectra(planned, progress=spectra_progress)
-            except SpectraInterrupted as partial:
-                singular, interrupted = partial.spectra, True
-            seconds["spectra"] = round(time.time() - opened - seconds["measure"], 3)
     except KeyboardInterrupt:
-        interrupted = True
-        seconds.setdefault("measure", round(time.time() - opened, 3))
+        complete = False
+    measured_at = time.time()
+    singular, complete = (
+        _singular_values(planned, spectra_progress) if spectra and complete else (None, complete)
+    )
+    seconds = Seconds(
+        open=round(opened - started, 3),
+        measure=round(measured_at - opened, 3),
+        spectra=None if singular is None else round(time.time() - measured_at, 3),
+    )
     from wdanalysis.analysis.table import keep_changed, metrics_table
 
     metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
-    warnings = [*_notes(base_checkpoint, methods), *planned.notes, *warnings]
-    options = {
-        "axis": axis,
-        "modules": modules if modules is None or isinstance(modules, str) else list(modules),
-        "layers": layers,
-        "steps": None if steps is None else sorted(steps),
-        "alpha": alpha,
-        "diagnostics": diagnostics,
-        "spectra": spectra,
-    }
-    run = {
-        "versions": versions(),
-        "command": sys.argv if Path(sys.argv[0]).stem in {"wd-analyze", "cli"} else None,
-        "options": options,
-        "complete": not interrupted,
-        "matrices": {"measured": len(rows), "in_table": len(metrics)},
-        "inputs": inputs,
-        "skipped": [dataclasses.asdict(skip) for skip in planned.skipped],
-        "warnings": list(dict.fromkeys(warnings)),
-        "seconds": seconds,
-        "bytes_read": planned.nbytes,
-    }
+    run = Run(
+        versions=versions(),
+        options=Options(
+            axis=axis,
+            modules=modules if modules is None or isinstance(modules, str) else list(modules),
+            layers=layers,
+            steps=None if steps is None else sorted(steps),
+            alpha=alpha,
+            diagnostics=diagnostics,
+            spectra=spectra,
+        ),
+        complete=complete,
+        matrices=Matrices(measured=len(rows), in_table=len(metrics)),
+        inputs=inputs,
+        skipped=planned.skipped,
+        warnings=tuple(dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *warnings])),
+        seconds=seconds,
+        bytes_read=planned.nbytes,
+    )
     comparison = Comparison(metrics, encodable(run), singular)
-    if interrupted:
+    if not complete:
         raise Interrupted(comparison)
     return comparison
 
 
-def _import_beside(*modules: str) -> None:
-    """Import in a thread what is needed last and takes long (pandas, scipy): kernels leave the interpreter free."""
-    Thread(target=lambda: [import_module(module) for module in modules], daemon=True).start()
+def _singular_values(planned: Plan, progress: Progress | None) -> tuple[Spectra, bool]:
+    """The singular values of a plan's matrices, and whether they are of all of them."""
+    from wdanalysis.measure.spectra import SpectraInterrupted, measure_spectra
+
+    try:
+        return measure_spectra(planned, progress=progress), True
+    except SpectraInterrupted as partial:
+        return partial.spectra, False
 
 
 def _open_methods(
-    named: Sequence[tuple[str | None, str | Path]], *, alpha: float | None, steps: Collection[int] | None
+    named: Sequence[Named], *, alpha: float | None, steps: Collection[int] | None
 ) -> dict[str, Series]:
     """Open every method's checkpoints; paths that name the same method are steps of one series.
 
@@ -418,7 +457,8 @@ def _open_methods(
         known = homes.setdefault(name, (home, path))
         if known[0] != home:
             raise ComparisonError(
-                f"{known[1]} and {path} would both be called {name!r}: name one of them with --label NAME={path}"
+                f"{known[1]} and {path} would both be called {name!r}; give one of them a name of its own",
+                parameter="label",
             )
         found.setdefault(name, []).append(series)
     methods = {name: _joined(name, parts) for name, parts in found.items()}
@@ -426,8 +466,8 @@ def _open_methods(
 
 
 def _named_paths(
-    tuned: Mapping[str, str | Path | Sequence[str | Path]] | Sequence[str | Path] | str | Path,
-) -> list[tuple[str | None, str | Path]]:
+    tuned: Mapping[str, PathLike | Sequence[PathLike]] | Sequence[PathLike | Named] | PathLike,
+) -> list[Named]:
     if isinstance(tuned, str | Path):
         return [(None, tuned)]
     if isinstance(tuned, Mapping):
@@ -436,7 +476,7 @@ def _named_paths(
             for name, paths in tuned.items()
             for path in ([paths] if isinstance(paths, str | Path) else paths)
         ]
-    return [(None, path) for path in tuned]
+    return [(None, entry) if isinstance(entry, str | Path) else entry for entry in tuned]
 
 
 def _joined(name: str, parts: Sequence[Series]) -> Series:
@@ -453,8 +493,9 @@ def _joined(name: str, parts: Sequence[Series]) -> Series:
             if os.path.realpath(one.path) == os.path.realpath(other.path):
                 raise ComparisonError(f"{one.path} is given twice for {name!r}; leave one out")
             raise ComparisonError(
-                f"{one.path} and {other.path} are both called {name!r} and have {at}: "
-                f"name one of them with --label NAME={other.path}"
+                f"{one.path} and {other.path} are both called {name!r} and have {at}; "
+                "give one of them a name of its own",
+                parameter="label",
             )
     notes = tuple(note for part in parts for note in part.notes)
     return Series(parts[0].path, name, tuple(checkpoints), notes)

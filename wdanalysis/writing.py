@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all, and one sentence for what a file system refuses."""
+"""Files and folders that appear whole, texts that can be written, and one sentence for what a file system refuses."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import secrets
@@ -112,4 +113,9 @@ def encodable(value: Any) -> Any:
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, Mapping):
         return {encodable(key): encodable(of_key) for key, of_key in value.items()}
-    return [encodable(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return type(value)(encodable(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: encodable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value

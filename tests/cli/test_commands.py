@@ -80,6 +80,16 @@ def test_run_json_says_how_the_numbers_came_about(here: Path) -> None:
     assert set(saved["outputs"]) == TABLES | {"report.html"}
 
 
+def test_run_json_holds_the_line_that_was_typed(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["compare", "base.safetensors", "ft", "--figures", "none", "--no-report"]
+    monkeypatch.setattr(sys, "argv", ["wd-analyze", *line])
+    with pytest.raises(SystemExit):
+        main()
+    assert json.loads(Path("wd-analysis/run.json").read_text())["command"] == ["wd-analyze", *line]
+
+
 def test_json_is_one_object_on_standard_output(here: Path) -> None:
     result = CliRunner().invoke(app, ["compare", "base.safetensors", "ft", "--json", "--figures", "none"])
     printed = json.loads(result.stdout)

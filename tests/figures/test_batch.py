@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
 import warnings
+from signal import Signals
 
 import matplotlib
 import pandas as pd
@@ -15,7 +19,7 @@ from matplotlib.image import imread
 from wdanalysis.errors import OutputError
 from wdanalysis.figures import batch as drawing
 from wdanalysis.figures import layers, save_figures, scatter
-from wdanalysis.figures.batch import KINDS, Helpers, planned_figures
+from wdanalysis.figures.batch import KINDS, Work, planned_figures
 from wdanalysis.figures.style import number, told_apart
 
 AWKWARD = ["_private", "$x^2$", "a/b<script>", "FT_with_a_name_of_26_chars", "100 %", "größe"]
@@ -123,47 +127,76 @@ def metrics(table) -> pd.DataFrame:
 @pytest.mark.usefixtures("two_cores")
 def test_a_helper_draws_the_same_bytes_as_its_caller(metrics, tmp_path, monkeypatch) -> None:
     planned = planned_figures(metrics, KINDS, "png")
-    with Helpers(len(planned)) as helpers:
-        (helper,) = helpers._processes
-        with drawing.drawing(metrics, planned, tmp_path / "both", helpers, dpi=40) as finish:
-            assert helper.wait(60) == 0
-            by_helper = {path.name: path.read_bytes() for path in (tmp_path / "both").glob(".*/*.png")}
-            assert sorted(by_helper) == sorted(figure.file for figure in planned)
-            assert len(finish()) == len(planned)
+    work = Work(metrics, "png", 40)
+    with drawing._helped(work, planned) as (left, begun):
+        while left or not all(future.done() for future in begun.values()):
+            time.sleep(0.05)
+        by_helper = {figure.file: future.result() for figure, future in begun.items()}
+    assert sorted(by_helper) == sorted(figure.file for figure in planned)
     monkeypatch.setattr(drawing, "available_cores", lambda: 1)
     alone = save_figures(metrics, tmp_path / "alone", dpi=40)
     assert {path.name: path.read_bytes() for path in alone} == by_helper
 
 
 @pytest.mark.usefixtures("two_cores")
-@pytest.mark.parametrize("how", ["raise SystemExit(1)", "import time; time.sleep(600)"])
-def test_what_a_helper_leaves_is_drawn_by_its_caller(metrics, tmp_path, monkeypatch, how) -> None:
-    def useless() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", how], stdin=subprocess.PIPE)
-
-    monkeypatch.setattr(drawing, "_started", useless)
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
+def test_what_a_helper_leaves_is_drawn_by_its_caller(metrics, tmp_path, monkeypatch, signal) -> None:
     monkeypatch.setattr(drawing, "PATIENCE", 0.1)
     planned = planned_figures(metrics, KINDS, "png")
-    with (
-        Helpers(len(planned)) as helpers,
-        drawing.drawing(metrics, planned, tmp_path, helpers, dpi=20) as finish,
-    ):
-        (claimed,) = tmp_path.glob(".drawing-*")
-        (claimed / planned[0].file).touch()  # by the helper, before it died
+    known = multiprocessing.active_children()
+    with drawing.drawing(metrics, planned, tmp_path, dpi=20) as finish:
+        (helper,) = set(multiprocessing.active_children()) - set(known)
+        os.kill(helper.pid, getattr(Signals, signal))
         paths = finish()
+    assert [path.name for path in paths] == [figure.file for figure in planned]
     assert all(path.stat().st_size for path in paths)
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    helper.join(60)
+    assert not helper.is_alive()
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_ctrl_c_stops_helpers_and_leaves_nothing(metrics, tmp_path) -> None:
+def test_a_system_that_starts_no_processes_draws_alone(metrics, tmp_path, monkeypatch) -> None:
+    def refused(*_: object) -> None:
+        raise NotImplementedError("this system has no semaphores")
+
+    monkeypatch.setattr(drawing, "ProcessPoolExecutor", refused)
     planned = planned_figures(metrics, KINDS, "png")
-    with Helpers(len(planned)) as helpers:
-        (helper,) = helpers._processes
-        with pytest.raises(KeyboardInterrupt), drawing.drawing(metrics, planned, tmp_path, helpers):
-            raise KeyboardInterrupt
-    assert helper.poll() is not None
+    assert len(save_figures(metrics, tmp_path, dpi=20)) == len(planned)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_ctrl_c_stops_helpers_and_leaves_nothing(metrics, tmp_path, monkeypatch) -> None:
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    planned = planned_figures(metrics, KINDS, "png")
+    known = multiprocessing.active_children()
+    with drawing.drawing(metrics, planned, tmp_path) as finish:
+        (helper,) = set(multiprocessing.active_children()) - set(known)
+        monkeypatch.setattr(Work, "draw", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finish()
+    helper.join(60)
+    assert not helper.is_alive()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_script_without_a_guard_runs_once(metrics, tmp_path) -> None:
+    metrics.to_parquet(tmp_path / "metrics.parquet")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pandas as pd\n"
+        "from wdanalysis.figures import batch\n"
+        "print('it runs', flush=True)\n"
+        "batch.available_cores = lambda: 2\n"
+        "batch.save_figures(pd.read_parquet('metrics.parquet'), 'figures', dpi=20)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == "it runs\n"
+    assert done.stderr == ""
+    assert len(list((tmp_path / "figures").iterdir())) == len(planned_figures(metrics, KINDS, "png"))
 
 
 def test_long_names_that_differ_in_the_middle_are_told_apart() -> None:

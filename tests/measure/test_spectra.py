@@ -223,4 +223,4 @@ def test_ctrl_c_keeps_the_spectra_that_were_taken(tmp_path: Path) -> None:
     loaded = wd.Comparison.load(tmp_path / "out")
     assert len(loaded.spectra.matrices) == 2
     assert len(loaded.metrics) > 2
-    assert loaded.run["complete"] is False
+    assert loaded.run.complete is False

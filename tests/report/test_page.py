@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +15,7 @@ import pytest
 from report_page import HOSTILE, METHODS, make_comparison
 
 from wdanalysis import report
+from wdanalysis.analysis.findings import Findings
 from wdanalysis.comparison import Comparison
 from wdanalysis.errors import OutputError
 from wdanalysis.report import content
@@ -98,17 +103,29 @@ def test_every_reading_is_on_the_page(page: Path, comparison: Comparison) -> Non
 def test_many_rows_are_thinned_evenly_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "MOST_ROWS", 20)
     many = make_comparison()
-    page = report.render(many)
+    page = report.render(Findings(many.metrics), many.run)
     assert f"20 of\n    {len(many.metrics)} rows" in page
     kept = content.thinned(many.metrics)
     assert len(kept) == 20
     assert kept["method"].value_counts().between(6, 7).all()
-    assert "Thinned" not in report.render(make_comparison(methods=("FT",), layers=1))
+    few = make_comparison(methods=("FT",), layers=1)
+    assert "Thinned" not in report.render(Findings(few.metrics), few.run)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize("values", [[3.0], [1.0, 2.0], [9.0, 1.0, 5.0], [4.0, 10.0, 1.0, 2.0]], ids=len)
+def test_the_median_of_the_charts_is_that_of_pandas(values: list[float]) -> None:
+    script = (files("wdanalysis.report") / "assets" / "charts.js").read_text("utf-8")
+    found = re.search(r"^const median = .*?;$", script, re.DOTALL | re.MULTILINE)
+    assert found
+    code = f"{found[0]} console.log(median({json.dumps(values)}))"
+    node = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    assert float(node.stdout) == pd.Series(values).median()
 
 
 def test_an_interrupted_run_says_so(comparison: Comparison) -> None:
-    partial = Comparison(comparison.metrics, {**comparison.run, "complete": False})
-    assert "The run was interrupted." in report.render(partial)
+    partial = replace(comparison.run, complete=False)
+    assert "The run was interrupted." in report.render(Findings(comparison.metrics), partial)
 
 
 def test_the_report_replaces_the_file_that_is_there(comparison: Comparison, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import wdanalysis as wd
+from wdanalysis.comparison import redraw
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import OutputError, TrainingError
-from wdanalysis.results.folder import redraw
 from wdanalysis.training.data.batches import Collator, load_data
 from wdanalysis.training.injection import AdapterConfig, inject
 from wdanalysis.training.layers import adapted_modules

@@ -26,28 +26,28 @@ SCOPES = ("pooled", "step", "layer", "within_step", "within_layer")
 """`pooled`: all points. `step`: one row a step, across its layers. `layer`: one row a layer, across its
 steps. `within_step`, `within_layer`: all points after taking out each group's mean."""
 
+FIT_COLUMNS = (
+    *("n", "pearson_r", "r_low", "r_high", "p_value", "spearman_r"),
+    *("slope", "slope_low", "slope_high", "intercept"),
+)
+"""Columns of `correlations` that are fields of `Fit`."""
+
+UNSHRUNK_COLUMNS = {"pearson_r_unshrunk": "pearson_r", "slope_unshrunk": "slope"}
+"""Columns of `correlations` that are fields of the `Fit` of ΔM without its uniform shrink."""
+
+BOOTSTRAP_COLUMNS = {
+    "r_boot_low": "r_low",
+    "r_boot_high": "r_high",
+    "slope_boot_low": "slope_low",
+    "slope_boot_high": "slope_high",
+}
+"""Columns of `correlations` that are fields of `Bootstrap`."""
+
 CORRELATION_COLUMNS = (
-    "method",
-    "module",
-    "axis",
-    "scope",
-    "group",
-    "n",
-    "pearson_r",
-    "r_low",
-    "r_high",
-    "p_value",
-    "spearman_r",
-    "slope",
-    "slope_low",
-    "slope_high",
-    "intercept",
-    "pearson_r_unshrunk",
-    "slope_unshrunk",
-    "r_boot_low",
-    "r_boot_high",
-    "slope_boot_low",
-    "slope_boot_high",
+    *("method", "module", "axis", "scope", "group"),
+    *FIT_COLUMNS,
+    *UNSHRUNK_COLUMNS,
+    *BOOTSTRAP_COLUMNS,
 )
 """The columns of `correlations`."""
 
@@ -295,20 +295,18 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
         in `n`. A checkpoint without a step is a step of its own; a matrix without a layer takes no part in `layer`,
         `within_layer` and the bootstrap.
     """
-    numbers = list(CORRELATION_COLUMNS[5:15])
     rows = [
-        [
-            *(*key, scope, group),
-            *(getattr(line, number) for number in numbers),
-            *(unshrunk.pearson_r, unshrunk.slope),
-            *(resampled.r_low, resampled.r_high, resampled.slope_low, resampled.slope_high),
-        ]
+        dict(zip(("method", "module", "axis"), key, strict=True))
+        | {"scope": scope, "group": group}
+        | {name: getattr(line, name) for name in FIT_COLUMNS}
+        | {name: getattr(unshrunk, number) for name, number in UNSHRUNK_COLUMNS.items()}
+        | {name: getattr(resampled, number) for name, number in BOOTSTRAP_COLUMNS.items()}
         for key, matrices in metrics.groupby(["method", "module", "axis"], sort=False)
         for scope, group, line, unshrunk, resampled in _scoped_fits(Points.of(matrices))
     ]
     table = pd.DataFrame(rows, columns=list(CORRELATION_COLUMNS))
-    floats = dict.fromkeys(CORRELATION_COLUMNS[6:], "float64")
-    return table.astype({"group": "Int64", "n": "int64"} | floats)
+    numbers = {*FIT_COLUMNS, *UNSHRUNK_COLUMNS, *BOOTSTRAP_COLUMNS}
+    return table.astype(dict.fromkeys(numbers, "float64") | {"group": "Int64", "n": "int64"})
 
 
 def summary(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -46,8 +46,12 @@ def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
         change2 = (matrices["delta_m_norm"] ** 2).sum()
         c = float((own * square).sum() / square.sum()) if len(matrices) else np.nan
         share = float(c**2 * square.sum() / change2) if change2 else np.nan
-        explains = bool(c > 0 and share >= EXPLAINS)
-        rows.append([*key, len(matrices), c, share, own.min(), own.max(), explains])
+        rows.append(
+            dict(zip(("method", "step", "axis"), key, strict=True))
+            | {"matrices": len(matrices), "common_shrink": c, "explained_share": share}
+            | {"shrink_low": own.min(), "shrink_high": own.max()}
+            | {"explains": bool(c > 0 and share >= EXPLAINS)}
+        )
     table = pd.DataFrame(rows, columns=list(COMMON_SHRINK_COLUMNS))
     numbers = dict.fromkeys(_NUMBERS, "float64")
     return table.astype({"step": "Int64", "matrices": "int64", "explains": "bool"} | numbers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
@@ -100,12 +102,12 @@ def compare(
 
     check_free(out, force=force)
 
-    from wdanalysis import comparison as run
+    from wdanalysis import comparison
     from wdanalysis.report import NEEDS, is_available
 
     with console.progress_bars(quiet=quiet or as_json) as (progress, spectra_progress):
         try:
-            compared = run.compare_paths(
+            measured = comparison.compare(
                 base,
                 named,
                 axis=axis,
@@ -118,8 +120,8 @@ def compare(
                 progress=progress,
                 spectra_progress=spectra_progress,
             )
-        except run.Interrupted as interrupted:
-            partial = interrupted.comparison
+        except comparison.Interrupted as interrupted:
+            partial = _with_command(interrupted.comparison)
             if partial.metrics.empty:
                 raise
             partial.save(out, figures=[], force=force, report=False)
@@ -127,6 +129,7 @@ def compare(
                 f"interrupted; the {len(partial.metrics)} rows measured so far are in {out} "
                 '(its run.json says "complete": false).'
             ) from None
+    compared = _with_command(measured)
     written = compared.save(out, figures=kinds, format=format, force=force, report=report)
     if as_json:
         console.lines(json.dumps(_as_json(compared, out, written), ensure_ascii=False))
@@ -135,6 +138,13 @@ def compare(
         if report and not is_available():
             console.warn([f"no report.html was written: {NEEDS}"])
         _print(compared, out, written)
+
+
+def _with_command(compared: Comparison) -> Comparison:
+    """Note the line that was typed, where it was this command's."""
+    if Path(sys.argv[0]).stem not in {"wd-analyze", "cli"}:
+        return compared
+    return dataclasses.replace(compared, run=dataclasses.replace(compared.run, command=tuple(sys.argv)))
 
 
 def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
@@ -158,16 +168,16 @@ def _as_json(compared: Comparison, out: Path, written: list[Path]) -> dict[str, 
         "out": str(out),
         "axis": compared.axis,
         "rows": len(compared.metrics),
-        "summary": [_plain(row) for row in compared.summary().to_dict("records")],
+        "summary": [_null_where_empty(row) for row in compared.summary().to_dict("records")],
         "readings": compared.readings().to_dict("records"),
-        "diagnostics": [_plain(row) for row in compared.diagnostics().to_dict("records")],
-        "skipped": compared.run["skipped"],
+        "diagnostics": [_null_where_empty(row) for row in compared.diagnostics().to_dict("records")],
+        "skipped": compared.run.to_json()["skipped"],
         "warnings": compared.warnings,
         "files": [str(path) for path in written],
     }
 
 
-def _plain(row: dict[Hashable, Any]) -> dict[str, Any]:
+def _null_where_empty(row: dict[Hashable, Any]) -> dict[str, Any]:
     """A row of a table with null where a cell is empty; numbers keep all their digits."""
     import pandas as pd
 

@@ -95,20 +95,17 @@ def figure_kinds(text: str) -> list[str]:
 
 def labelled(tuned: list[str], labels: list[str]) -> list[tuple[str | None, str]]:
     """Give each tuned path its label; a label for a path that is not among them adds it."""
-    named: dict[str, str | None] = dict.fromkeys(map(_plain, tuned))
-    paths = {_plain(path): path for path in tuned}
+    paths = {os.path.normpath(path): path for path in tuned}
+    names: dict[str, str] = {}
     for label in labels:
         name, equals, path = label.partition("=")
         if not (name and equals and path):
             raise typer.BadParameter(f"{label!r} is not of the form NAME=PATH", param_hint="--label")
-        if named.get(_plain(path)):
+        place = os.path.normpath(path)
+        if place in names:
             raise typer.BadParameter(
-                f"{path} has two labels: {named[_plain(path)]} and {name}", param_hint="--label"
+                f"{path} has two labels: {names[place]} and {name}", param_hint="--label"
             )
-        named[_plain(path)] = name
-        paths.setdefault(_plain(path), path)
-    return [(name, paths[path]) for path, name in named.items()]
-
-
-def _plain(path: str) -> str:
-    return os.path.normpath(path)
+        names[place] = name
+        paths.setdefault(place, path)
+    return [(names.get(place), path) for place, path in paths.items()]

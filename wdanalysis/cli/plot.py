@@ -24,7 +24,7 @@ def plot(
     """
     kinds = options.figure_kinds(figures)
 
-    from wdanalysis.results.folder import redraw
+    from wdanalysis.comparison import redraw
 
     drawn = redraw(directory, figures=kinds, format=format)
     if not quiet:

@@ -18,7 +18,7 @@ def report(
 
     Example: wd-analyze report wd-analysis
     """
-    from wdanalysis.results.folder import rewrite_report
+    from wdanalysis.comparison import rewrite_report
 
     written = rewrite_report(directory)
     if not quiet:

@@ -135,12 +135,10 @@ def _train(
     as_json: bool,
 ) -> None:
     main = os.environ.get("RANK", "0") == "0"  # accelerate starts one process for each device
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     from wdanalysis.training.run import loop
+
+    loop.quieten_transformers()
 
     def say(sentence: str) -> None:
         (sys.stderr if as_json else sys.stdout).write(f"{sentence}\n")

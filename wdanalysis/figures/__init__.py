@@ -4,6 +4,8 @@ Every function takes the table and returns a `matplotlib.figure.Figure` that is 
 without a display, so that a user can go on drawing on it.
 """
 
+from matplotlib.figure import Figure
+
 from wdanalysis.figures import style
 from wdanalysis.figures.batch import save_figures
 from wdanalysis.figures.heatmap import heatmap
@@ -11,4 +13,4 @@ from wdanalysis.figures.layers import layers
 from wdanalysis.figures.scatter import scatter
 from wdanalysis.figures.trajectory import trajectory
 
-__all__ = ["heatmap", "layers", "save_figures", "scatter", "style", "trajectory"]
+__all__ = ["Figure", "heatmap", "layers", "save_figures", "scatter", "style", "trajectory"]

@@ -1,29 +1,27 @@
 """The whole set of figures as files, drawn by several processes: matplotlib takes a while, and a machine has cores.
 
-A helper imports matplotlib while its caller is still busy with something else, and then reads on its standard input
-where the `Work` lies. Every process takes the next figure that nobody has claimed, by creating its file. Helpers are
-never relied on: what they leave undrawn, for whatever reason, the caller draws.
-
-This module imports no matplotlib by itself, so that helpers start before their caller does.
+Helpers start while their caller is still busy with something else, and draw from the first figure on; the caller draws
+from the last. They are never relied on: what helpers do not bring, for whatever reason, the caller draws.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
+import io
+import multiprocessing
 import signal
-import subprocess
 import sys
-import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import IO, TYPE_CHECKING
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, TypeAlias
 
 from wdanalysis.errors import OutputError
 from wdanalysis.kernels.cores import available_cores
+from wdanalysis.writing import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +42,7 @@ FIGURES_EACH = 4
 MOST_HELPERS = 3
 
 PATIENCE = 60.0
-"""Seconds that a helper may take for its last figure before the caller draws it."""
+"""Seconds that the caller waits for a figure that a helper has begun before it draws it itself."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,20 @@ class PlannedFigure:
 
 @dataclass(frozen=True)
 class Work:
-    """What helpers are told: figures of a metrics table to be drawn into a folder."""
+    """A table to be drawn, and how."""
 
     metrics: pd.DataFrame
-    figures: Sequence[PlannedFigure]
-    folder: Path
     format: str
     dpi: float | None
+
+    def draw(self, figure: PlannedFigure) -> bytes:
+        """Return the file of a figure."""
+        from wdanalysis import figures
+
+        file = io.BytesIO()
+        drawn = getattr(figures, figure.kind)(self.metrics, figure.name)
+        figures.style.write(drawn, file, self.format, self.dpi)
+        return file.getvalue()
 
 
 def save_figures(
@@ -116,15 +121,14 @@ def save_figures(
         The table mixes the two axes.
     """
     figures = planned_figures(metrics, kinds, format)
-    with (
-        Helpers(len(figures)) as helpers,
-        drawing(metrics, figures, Path(directory), helpers, format=format, dpi=dpi) as finish,
-    ):
+    with drawing(metrics, figures, Path(directory), format=format, dpi=dpi) as finish:
         return finish()
 
 
 def planned_figures(metrics: pd.DataFrame, kinds: Iterable[str], format: str) -> list[PlannedFigure]:
     """Return every figure of the set, in the order of `kinds` and of the table; no heat map without layers.
+
+    None at all where no matrix has a value.
 
     Raises
     ------
@@ -132,10 +136,11 @@ def planned_figures(metrics: pd.DataFrame, kinds: Iterable[str], format: str) ->
         There is no such kind or format.
     """
     taken: set[str] = set()
+    known = metrics if metrics["delta_m"].notna().any() else metrics.iloc[:0]
     return [
         PlannedFigure(kind, str(name), _free_name(f"{kind}_{_file_safe(str(name))}", format, taken))
         for kind in checked_kinds(kinds, format)
-        for name in (metrics[metrics["layer"].notna()] if kind == "heatmap" else metrics)[
+        for name in (known[known["layer"].notna()] if kind == "heatmap" else known)[
             KINDS[kind]
         ].drop_duplicates()
     ]
@@ -161,12 +166,11 @@ def drawing(
     metrics: pd.DataFrame,
     figures: Sequence[PlannedFigure],
     directory: Path,
-    helpers: Helpers,
     *,
     format: str = "png",
     dpi: float | None = None,
 ) -> Iterator[Callable[[], list[Path]]]:
-    """Let helpers draw figures beside what the caller does; the function that this gives draws the rest.
+    """Let helpers draw figures beside what the caller does; the function that this gives draws the rest and writes.
 
     Parameters
     ----------
@@ -174,117 +178,82 @@ def drawing(
         As for `save_figures`.
     figures
         As `planned_figures` returns them.
-    helpers
-        Processes that may draw; they are stopped at the end.
     """
-    if not figures:
-        yield list
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".drawing-") as folder, helpers:
-        work = Work(metrics, figures, Path(folder), format, dpi)
-        helpers.begin(work)
+    work = Work(metrics, format, dpi)
+    with _helped(work, figures) as (left, begun):
 
         def finish() -> list[Path]:
-            helpers.finish(work)
-            return [(work.folder / figure.file).replace(directory / figure.file) for figure in figures]
+            files = {figure: work.draw(figure) for figure in _taken(left)}
+            for figure in figures:
+                if figure not in files:
+                    files[figure] = _brought(begun.get(figure)) or work.draw(figure)
+            return [_write(directory / figure.file, files[figure]) for figure in figures]
 
         yield finish
 
 
-class Helpers:
-    """Processes that are ready to draw, or are about to be.
-
-    Parameters
-    ----------
-    figures
-        How many there will be to draw; a few are drawn sooner alone.
-    """
-
-    def __init__(self, figures: int) -> None:
-        count = min(available_cores() - 1, MOST_HELPERS, figures // FIGURES_EACH - 1)
-        self._processes = [_started() for _ in range(count) if sys.executable]
-
-    def __enter__(self) -> Helpers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def begin(self, work: Work) -> None:
-        """Let them draw, while this process does something else."""
-        place = work.folder / "work"
-        if self._processes:
-            place.write_bytes(pickle.dumps(work))
-        for process in self._processes:
-            with suppress(OSError):  # it has died
-                os.write(_input(process).fileno(), f"{place}\n".encode())
-
-    def finish(self, work: Work) -> None:
-        """Draw with them until every figure is there."""
-        draw_unclaimed(work, work.figures)
-        for process in self._processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
-        self.stop()
-        for figure in work.figures:
-            file = work.folder / figure.file
-            if not file.exists() or not file.stat().st_size:
-                draw(work, figure)
-
-    def stop(self) -> None:
-        """End them, whatever they are doing."""
-        for process in self._processes:
-            process.kill()
-            _input(process).close()
-            process.wait()
-        self._processes = []
+Begun: TypeAlias = dict[PlannedFigure, "Future[bytes]"]
 
 
-def draw_unclaimed(work: Work, figures: Iterable[PlannedFigure]) -> None:
-    """Draw every figure whose file nobody has created before."""
-    for figure in figures:
-        try:
-            (work.folder / figure.file).touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        draw(work, figure)
+@contextmanager
+def _helped(work: Work, figures: Sequence[PlannedFigure]) -> Iterator[tuple[deque[PlannedFigure], Begun]]:
+    """Let processes draw while the context lasts; give the figures that nobody has begun, and those of helpers."""
+    left, begun = deque(figures), Begun()
+    count = min(available_cores() - 1, MOST_HELPERS, len(figures) // FIGURES_EACH - 1)
+    others = multiprocessing.active_children()
+    with ExitStack() as at_end:
+
+        def begin(_: object = None) -> None:
+            """Give a helper the next figure, and another one when it has drawn that."""
+            with suppress(Exception):  # nothing is left, or the helpers are dead
+                figure = left.popleft()
+                begun[figure] = pool.submit(work.draw, figure)
+                begun[figure].add_done_callback(begin)
+
+        if count > 0:
+            with suppress(Exception):  # a system that starts no processes
+                pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+                at_end.callback(pool.shutdown)
+                with _on_their_own():
+                    for _ in range(count):
+                        begin()
+            for process in set(multiprocessing.active_children()) - set(others):
+                at_end.callback(process.kill)  # whatever it is doing
+        at_end.callback(left.clear)
+        yield left, begun
 
 
-def draw(work: Work, figure: PlannedFigure) -> None:
-    """Draw one figure, so that its file is empty or whole."""
-    from wdanalysis import figures
-
-    file = work.folder / figure.file
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    drawn = getattr(figures, figure.kind)(work.metrics, figure.name)
-    figures.style.write(drawn, partial, work.format, work.dpi)
-    partial.replace(file)
+def _taken(left: deque[PlannedFigure]) -> Iterator[PlannedFigure]:
+    """Take figures from the end, while helpers take them from the start."""
+    with suppress(IndexError):
+        while True:
+            yield left.pop()
 
 
-def help_drawing() -> None:
-    """Be a helper: import, wait for work, and draw it from its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, which then stops its helpers
-    import wdanalysis.figures  # noqa: F401
-
-    if place := sys.stdin.readline().rstrip("\n"):
-        work = pickle.loads(Path(place).read_bytes())  # which the caller has just written
-        draw_unclaimed(work, reversed(work.figures))
-
-
-def _started() -> subprocess.Popen[bytes]:
-    code = "import sys; sys.path[:] = sys.argv[1:]; from wdanalysis.figures.batch import help_drawing; help_drawing()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *sys.path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # the caller meets the same error itself
-    )
+@contextmanager
+def _on_their_own() -> Iterator[None]:
+    """Let processes that are started meanwhile not run the caller's script again, and leave Ctrl-C to the caller."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    mask = getattr(signal, "pthread_sigmask", lambda how, signals: None)  # POSIX only
+    mask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        mask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        sys.modules["__main__"] = main
 
 
-def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert process.stdin is not None
-    return process.stdin
+def _brought(figure: Future[bytes] | None) -> bytes | None:
+    """The file that a helper has drawn; None where it died or failed: the caller meets the same error itself."""
+    try:
+        return figure.result(PATIENCE) if figure else None
+    except Exception:
+        return None
+
+
+def _write(path: Path, content: bytes) -> Path:
+    return write_whole(path, lambda file: file.write(content))
 
 
 def _file_safe(name: str) -> str:

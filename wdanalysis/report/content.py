@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shlex
@@ -18,7 +19,9 @@ from wdanalysis.figures.profiles import SQUASHED
 from wdanalysis.figures.scatter import LEAST_SHARE
 
 if TYPE_CHECKING:
-    from wdanalysis.comparison import Comparison
+    from wdanalysis.analysis.findings import Findings
+    from wdanalysis.measure.spectra import Spectra
+    from wdanalysis.results.provenance import Run
 
 MOST_ROWS = 20_000
 """Rows of the metrics table that go into the page; a browser draws more of them slowly."""
@@ -53,7 +56,7 @@ DARK_START = 70
 """Where the layers' scale (of 256) begins on a dark page, on which its first colours would vanish."""
 
 
-def data(comparison: Comparison) -> dict[str, Any]:
+def data(findings: Findings, run: Run, spectra: Spectra | None) -> dict[str, Any]:
     """Gather what the page's scripts draw: JSON-ready, without NaN.
 
     Returns
@@ -62,17 +65,16 @@ def data(comparison: Comparison) -> dict[str, Any]:
         `tables`, each `{rows, columns}` as `table` makes them; `rules`, the thresholds that the figures have too;
         `colours` of methods and layers.
     """
-    metrics = thinned(comparison.metrics)
     tables = {
-        "summary": comparison.summary(),
-        "metrics": metrics,
-        "correlations": comparison.correlations(),
-        "diagnostics": comparison.diagnostics(),
-        "skipped": comparison.skipped,
-        "inputs": inputs(comparison),
+        "summary": findings.summary,
+        "metrics": thinned(findings.metrics),
+        "correlations": findings.correlations,
+        "diagnostics": findings.diagnostics,
+        "skipped": pd.DataFrame(run.skipped, columns=["method", "step", "name", "reason"]),
+        "inputs": inputs(run),
     }
-    if comparison.spectra is not None:
-        tables |= {"spectra": comparison.spectra.matrices, "similarity": comparison.spectra.similarity}
+    if spectra is not None:
+        tables |= {"spectra": spectra.matrices, "similarity": spectra.similarity}
     scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
     return {
         "tables": {name: table(frame) for name, frame in tables.items()},
@@ -104,53 +106,45 @@ def table(frame: pd.DataFrame) -> dict[str, Any]:
     return {"rows": len(frame), "columns": [_column(str(name), frame[name]) for name in frame.columns]}
 
 
-def inputs(comparison: Comparison) -> pd.DataFrame:
+def inputs(run: Run) -> pd.DataFrame:
     """Return a row for every file that was read: method, step, format, path, bytes, header_sha256."""
     rows = [
-        {"method": method, "step": checkpoint["step"], "format": checkpoint["format"], **file}
-        for method, checkpoints in comparison.run.get("inputs", {}).items()
+        (method, checkpoint.step, checkpoint.format, file.path, file.bytes, file.header_sha256)
+        for method, checkpoints in run.inputs.items()
         for checkpoint in checkpoints
-        for file in checkpoint["files"]
+        for file in checkpoint.files
     ]
     columns = ["method", "step", "format", "path", "bytes", "header_sha256"]
     return pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "bytes": "Int64"})
 
 
-def readings(comparison: Comparison) -> dict[str, list[tuple[str, str]]]:
-    """Return for each method the modules, and what their numbers say in words."""
-    panels = (
-        comparison.readings()
-        .groupby(["method", "module"], sort=False)["sentence"]
-        .agg(" ".join)
-        .reset_index()
-    )
+def readings(table: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
+    """Return for each method the modules, and what their numbers say in words, from the table of readings."""
+    panels = table.groupby(["method", "module"], sort=False)["sentence"].agg(" ".join).reset_index()
     return {
         str(method): list(zip(of_method["module"], of_method["sentence"], strict=True))
         for method, of_method in panels.groupby("method", sort=False)
     }
 
 
-def skipped_reasons(comparison: Comparison) -> list[tuple[str, int]]:
+def skipped_reasons(run: Run) -> list[tuple[str, int]]:
     """Return each reason for which something was left out, with how often."""
-    return Counter(comparison.skipped["reason"]).most_common()
+    return Counter(skip.reason for skip in run.skipped).most_common()
 
 
-def provenance(comparison: Comparison) -> Iterator[tuple[str, str]]:
+def provenance(run: Run) -> Iterator[tuple[str, str]]:
     """Yield name and value of what made the numbers: command, options, versions, time."""
-    run = comparison.run
-    if command := run.get("command"):
-        yield "command", shlex.join(command)
-    for option, value in run.get("options", {}).items():
+    if run.command:
+        yield "command", shlex.join(run.command)
+    for option, value in dataclasses.asdict(run.options).items():
         if value is not None:
             yield option, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if seconds := run.get("seconds"):
-        yield "time", ", ".join(f"{part} {value:.3g} s" for part, value in seconds.items())
-    if nbytes := run.get("bytes_read"):
-        yield "read", f"{nbytes / 1e6:,.1f} MB"
-    yield (
-        "versions",
-        ", ".join(f"{package} {version}" for package, version in run.get("versions", {}).items()),
-    )
+    if run.seconds:
+        parts = dataclasses.asdict(run.seconds).items()
+        yield "time", ", ".join(f"{part} {value:.3g} s" for part, value in parts if value is not None)
+    if run.bytes_read:
+        yield "read", f"{run.bytes_read / 1e6:,.1f} MB"
+    yield "versions", ", ".join(f"{package} {version}" for package, version in run.versions.items())
 
 
 def _column(name: str, values: pd.Series) -> dict[str, Any]:

@@ -10,9 +10,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from wdanalysis.errors import OutputError
+from wdanalysis.writing import write_whole
 
 if TYPE_CHECKING:
-    from wdanalysis.comparison import Comparison
+    from pathlib import Path
+
+    from wdanalysis.analysis.findings import Findings
+    from wdanalysis.measure.spectra import Spectra
+    from wdanalysis.results.provenance import Run
 
 NEEDS = "the HTML report needs Bokeh: pip install 'wdanalysis[report]'"
 """How to get what the page is made with."""
@@ -25,7 +30,13 @@ def is_available() -> bool:
     return all(find_spec(package) for package in ("bokeh", "jinja2"))
 
 
-def render(comparison: Comparison) -> str:
+def write(path: Path, findings: Findings, run: Run, spectra: Spectra | None = None) -> Path:
+    """Write the page that `render` gives into a file, which appears whole or not at all."""
+    page = render(findings, run, spectra).encode("utf-8", "backslashreplace")
+    return write_whole(path, lambda file: file.write(page))
+
+
+def render(findings: Findings, run: Run, spectra: Spectra | None = None) -> str:
     """Return the page.
 
     Names of tensors, files and methods are data: the template escapes them, and the scripts set them as text. The
@@ -48,29 +59,29 @@ def render(comparison: Comparison) -> str:
         "bokeh": "\n".join(_bokeh(name) for name in BOKEH),
         "charts": (assets / "charts.js").read_text("utf-8"),
     }
-    data = content.data(comparison)
+    data = content.data(findings, run, spectra)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (assets / "page.html").read_text("utf-8")
     )
-    metrics = comparison.metrics
+    metrics = findings.metrics
     return template.render(
         css=(assets / "page.css").read_text("utf-8"),
         scripts=scripts,
         script_hashes=" ".join(f"'{_hash(script)}'" for script in scripts.values()),
         data=embedded_json(data),
-        axis=comparison.axis,
-        methods=comparison.methods,
-        modules=comparison.modules,
+        axis=findings.axis,
+        methods=findings.methods,
+        modules=findings.modules,
         layers=metrics["layer"].nunique(),
         rows=len(metrics),
         rows_shown=min(len(metrics), content.MOST_ROWS),
-        complete=comparison.run.get("complete", True),
+        complete=run.complete,
         tables=data["tables"],
-        readings=content.readings(comparison),
-        warnings=comparison.warnings,
-        skipped=content.skipped_reasons(comparison),
-        provenance=list(content.provenance(comparison)),
-        version=comparison.run.get("versions", {}).get("wdanalysis", ""),
+        readings=content.readings(findings.readings),
+        warnings=run.warnings,
+        skipped=content.skipped_reasons(run),
+        provenance=list(content.provenance(run)),
+        version=run.versions.get("wdanalysis", ""),
     )
 
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from wdanalysis import report
+from wdanalysis.analysis.findings import Findings
 from wdanalysis.analysis.table import COLUMNS, metrics_table
 from wdanalysis.checkpoints import open_checkpoint
 from wdanalysis.checkpoints.adapters import read_adapter
@@ -32,8 +34,8 @@ from wdanalysis.decomposition import Axis
 from wdanalysis.errors import ComparisonError, TrainingError
 from wdanalysis.measure.plan import plan
 from wdanalysis.measure.stream import stream
-from wdanalysis.results.folder import check_free
-from wdanalysis.results.provenance import versions
+from wdanalysis.results import folder
+from wdanalysis.results.provenance import Live, Matrices, Options, Run, versions
 from wdanalysis.training.in_memory import IN_MEMORY, STORAGE, stored
 from wdanalysis.training.layers import Adapted, VeRAUpdate, adapted_modules, features
 from wdanalysis.writing import write_whole
@@ -147,12 +149,12 @@ class WeightDecompositionCallback(TrainerCallback):
         """Remember the base where the callback was added late, and take up the table of a run that is resumed."""
         main, resumed = state.is_world_process_zero, state.global_step > 0
         if main and self._directory is not None and not resumed:
-            check_free(self._directory, force=False)
+            folder.check_free(self._directory, force=False)
         watched = self._watched or self._watch(kwargs["model"], main=main, resumed=resumed)
         if not main or self._directory is None:
             return
         if resumed and (self._directory / "run.json").is_file():
-            earlier = _load(self._directory)
+            earlier = folder.load(self._directory).metrics
             self._metrics = earlier[earlier["step"] <= state.global_step][list(COLUMNS)]
         elif isinstance(watched, _FullTuning):
             watched.keep_in(self._directory / BASE)
@@ -207,26 +209,17 @@ class WeightDecompositionCallback(TrainerCallback):
             _save(self._directory, self._metrics, self._run())
         return rows
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> Run:
         """Where the table comes from."""
-        rows = len(self._metrics)
-        return {
-            "versions": versions(),
-            "command": None,
-            "options": {
-                "axis": self._axis,
-                "modules": self._modules,
-                "layers": None,
-                "steps": None,
-                "alpha": None,
-            },
-            "complete": True,
-            "matrices": {"measured": rows, "in_table": rows},
-            "inputs": {},
-            "skipped": [],
-            "warnings": [],
-            "live": {"every": self._every, "base_copy_bytes": self.nbytes},
-        }
+        rows, modules = len(self._metrics), self._modules
+        return Run(
+            versions=versions(),
+            options=Options(
+                axis=self._axis, modules=modules if isinstance(modules, str | None) else list(modules)
+            ),
+            matrices=Matrices(measured=rows, in_table=rows),
+            live=Live(every=self._every, base_copy_bytes=self.nbytes),
+        )
 
     def _watch(self, model: nn.Module, *, main: bool, resumed: bool = False) -> _Watched:
         names = _selected(model, self._modules)
@@ -260,16 +253,13 @@ class WeightDecompositionCallback(TrainerCallback):
         )
 
 
-def _save(directory: Path, metrics: pd.DataFrame, run: Mapping[str, Any]) -> None:
-    from wdanalysis.comparison import Comparison
+def _save(directory: Path, metrics: pd.DataFrame, run: Run) -> None:
+    findings = Findings(metrics)
 
-    Comparison(metrics, run).save(directory, figures=[], force=True)
+    def page() -> list[Path]:
+        return [report.write(directory / folder.REPORT_HTML, findings, run)] if report.is_available() else []
 
-
-def _load(directory: Path) -> pd.DataFrame:
-    from wdanalysis.results.folder import load
-
-    return load(directory).metrics
+    folder.save(directory, findings, run, others=page)
 
 
 class _Watched(Protocol):

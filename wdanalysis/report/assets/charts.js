@@ -74,9 +74,13 @@ const isVisible = (i) =>
 
 const extent = (list) => list.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 const mean = (list) => list.reduce((sum, value) => sum + value, 0) / list.length;
-const median = (list) => [...list].sort((a, b) => a - b)[Math.floor(list.length / 2)];
+/** The middle value, or the mean of the two in the middle (as pandas has it on the figures). */
+const median = (list) => {
+  const sorted = [...list].sort((a, b) => a - b);
+  return (sorted[Math.floor((sorted.length - 1) / 2)] + sorted[Math.floor(sorted.length / 2)]) / 2;
+};
 
-/** Pearson's r and the least-squares line of y on x; null where there is none (as in statistics.py). */
+/** Pearson's r and the least-squares line of y on x; null where there is none (as in regression.py). */
 function fit(x, y) {
   if (x.length < 3) return null;
   const [x0, y0] = [mean(x), mean(y)];

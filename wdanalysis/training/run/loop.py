@@ -84,6 +84,14 @@ class MethodRun:
     checkpoints: tuple[Path, ...]
 
 
+def quieten_transformers() -> None:
+    """Let transformers print errors alone, and no progress bars of its own."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def train(
     plan: TrainingPlan,
     out: str | Path,

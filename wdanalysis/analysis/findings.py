@@ -1,0 +1,54 @@
+"""Every table that follows from the metrics table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from wdanalysis.analysis.readings import readings
+from wdanalysis.analysis.regression import correlations, summary
+from wdanalysis.analysis.shrink import common_shrink
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """The metrics table and what follows from it; each table is made when it is first asked for, and kept."""
+
+    metrics: pd.DataFrame
+
+    @property
+    def axis(self) -> str:
+        """What a vector is: ``"out"`` or ``"in"``; "out and in" where a table mixes them, "" where it has no rows."""
+        return " and ".join(map(str, self.metrics["axis"].unique()))
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, in the order of the table."""
+        return list(self.metrics["method"].unique())
+
+    @property
+    def modules(self) -> list[str]:
+        """The module roles, in the order of the table."""
+        return list(self.metrics["module"].unique())
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.regression.summary`."""
+        return summary(self.metrics)
+
+    @cached_property
+    def correlations(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.regression.correlations`."""
+        return correlations(self.metrics)
+
+    @cached_property
+    def diagnostics(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.shrink.common_shrink`."""
+        return common_shrink(self.metrics)
+
+    @cached_property
+    def readings(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.readings.readings`."""
+        return readings(self.metrics)
