@@ -35,15 +35,15 @@ class LoRAUpdate(nn.Module):
     ----------
     layer
         What is adapted: the factors get its sizes and device, and float32, or float64 where it is.
-    rank
-        r.
-    alpha
-        α.
+    rank, alpha
+        r and α.
     dropout
         Probability with which a number of the input is dropped in training.
     generator
         Of the random numbers, on the CPU.
     """
+
+    parts = ("A", "B")
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class VeRAUpdate(nn.Module):
     A layer uses so many columns of the shared A and rows of B as it has features. Parameters as in `LoRAUpdate`.
     """
 
+    parts = ("lambda_d", "lambda_b")
     scale = 1.0
 
     def __init__(self, layer: nn.Module, projection: VeRAProjection, dropout: float = 0.0) -> None:
@@ -168,8 +169,7 @@ class Adapted(nn.Module):
         """x̃: `x` itself where nothing is dropped."""
         if self.update is None or not self.training or self.update.dropout.p == 0:
             return x
-        dropped: Tensor = self.update.dropout(x)
-        return dropped
+        return self.update.dropout(x)  # type: ignore[no-any-return]
 
     def base_weight(self) -> Tensor:
         """W0, out × in, as floats; made anew where the base is quantised."""
@@ -178,8 +178,9 @@ class Adapted(nn.Module):
 
     def trained(self) -> tuple[nn.Parameter, ...]:
         """The parameters that are trained; without those that FSDP has taken out."""
-        of_update = () if self.update is None else self.update.parameters(recurse=False)
-        return (*of_update, *self.parameters(recurse=False))
+        update = self.update
+        of_update = () if update is None else [getattr(update, part) for part in update.parts]
+        return tuple(p for p in (*of_update, self.magnitude) if isinstance(p, nn.Parameter))
 
     @property
     def stores_in_by_out(self) -> bool:
@@ -189,8 +190,7 @@ class Adapted(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W0 as stored, for models that look at a layer's weight."""
-        weight: Tensor = self.base.weight
-        return weight
+        return self.base.weight  # type: ignore[no-any-return]
 
     @property
     def bias(self) -> Tensor | None:

@@ -7,7 +7,7 @@ with factors and norms that `Preparation` keeps ready. Others have nothing to ga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -182,22 +182,23 @@ class AcceleratedLinear(_Accelerated):
             self._alike = (type(self), *kind) if stacks else id(self)
         return self._alike
 
-    def plain_arguments(self, prepared: Prepared, dtype: torch.dtype) -> Arguments | None:
+    def plain_arguments(
+        self, prepared: Prepared, dtype: torch.dtype, trained: Sequence[nn.Parameter]
+    ) -> Arguments | None:
         """What `low_rank_linear` takes after x, where it alone is the forward pass, as things stand."""
-        if not self.is_fused:
-            return None
-        weight, update = self.base_weight(), self.update
+        update, weight = self.update, self.weight
         plain = (
             isinstance(update, LoRAUpdate)
             and weight.dtype == dtype
             and not weight.requires_grad
+            and (self.axis == "out" or len(trained) == len(update.parts))
             and not self._norm_has_gradient()
-            and (self.axis == "out" or self.magnitude is None)
             and not (self.training and update.dropout.p > 0)
         )
         if not plain:
             return None
-        A, B, *magnitude = self.trained()
+        A, B, *magnitude = trained
+        weight = weight.mT if self.stores_in_by_out else weight
         return weight, self.bias, A, B, magnitude[0] if magnitude else None, None, prepared
 
     def forget(self, *_: Any) -> None:

@@ -91,7 +91,9 @@ class Preparable(Protocol):
         """W0 as vectors × length."""
         ...
 
-    def plain_arguments(self, prepared: Prepared, dtype: torch.dtype) -> Arguments | None:
+    def plain_arguments(
+        self, prepared: Prepared, dtype: torch.dtype, trained: Sequence[nn.Parameter]
+    ) -> Arguments | None:
         """What `low_rank_linear` takes after x, where it alone is the forward pass."""
         ...
 
@@ -224,8 +226,9 @@ class Ready:
         self, prepared: Prepared, module: Preparable, dtype: torch.dtype, preparation: Preparation
     ) -> None:
         self.prepared, self.dtype = prepared, dtype
-        self.arguments = module.plain_arguments(prepared, dtype)
-        self._sources = [(p, p._version) for p in module.trained() if not p.is_inference()]
+        trained = module.trained()
+        self.arguments = module.plain_arguments(prepared, dtype, trained)
+        self._sources = [(p, p._version) for p in trained if not p.is_inference()]
         self._preparation, self._round = preparation, preparation.round
         self._optimizer_steps = optimizer_steps.count
 
