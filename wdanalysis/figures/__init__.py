@@ -1,14 +1,40 @@
-"""The paper's figures from the metrics table; importing this room imports matplotlib.
+"""The paper's figures from the metrics table; using one imports matplotlib.
 
 Every function takes the table and returns a `matplotlib.figure.Figure` that is not tied to pyplot and draws
 without a display, so that a user can go on drawing on it.
 """
 
-from wdanalysis.figures import style
-from wdanalysis.figures.batch import save_figures
-from wdanalysis.figures.heatmap import heatmap
-from wdanalysis.figures.layers import layers
-from wdanalysis.figures.scatter import scatter
-from wdanalysis.figures.trajectory import trajectory
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wdanalysis.figures import style
+    from wdanalysis.figures.batch import save_figures
+    from wdanalysis.figures.heatmap import heatmap
+    from wdanalysis.figures.layers import layers
+    from wdanalysis.figures.scatter import scatter
+    from wdanalysis.figures.trajectory import trajectory
 
 __all__ = ["heatmap", "layers", "save_figures", "scatter", "style", "trajectory"]
+
+
+class _Room(ModuleType):
+    """A package in which a function is not hidden by the module of its name that holds it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, getattr(value, name, value) if isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Room
+
+
+def __getattr__(name: str) -> Any:
+    """Import a figure when it is first used: what only plans figures, or has others draw them, needs no matplotlib."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{'batch' if name == 'save_figures' else name}")
+    return getattr(module, name, module)
