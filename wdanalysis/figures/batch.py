@@ -1,7 +1,9 @@
 """The whole set of figures as files, drawn by several processes: matplotlib takes a while, and a machine has cores.
 
-Helpers start while their caller is still busy with something else, and draw from the first figure on; the caller draws
-from the last. They are never relied on: what helpers do not bring, for whatever reason, the caller draws.
+Helpers import matplotlib while their caller is still busy with something else, and draw from the first figure on; the
+caller draws from the last. They are never relied on: what helpers do not bring, for whatever reason, the caller draws.
+
+This module imports no matplotlib by itself, so that helpers start before their caller does.
 """
 
 from __future__ import annotations
