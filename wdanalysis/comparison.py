@@ -26,9 +26,9 @@ from wdanalysis.writing import encodable
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from wdanalysis.analysis.findings import Findings
+    from wdanalysis.figures import Figure
     from wdanalysis.measure.spectra import Spectra
 
 PathLike: TypeAlias = str | Path

@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from wdanalysis.figures import style
     from wdanalysis.figures.batch import save_figures
     from wdanalysis.figures.heatmap import heatmap
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from wdanalysis.figures.scatter import scatter
     from wdanalysis.figures.trajectory import trajectory
 
-__all__ = ["heatmap", "layers", "save_figures", "scatter", "style", "trajectory"]
+__all__ = ["Figure", "heatmap", "layers", "save_figures", "scatter", "style", "trajectory"]
+
+_ELSEWHERE = {"Figure": "matplotlib.figure", "save_figures": f"{__name__}.batch"}
+"""Homes of names that have no module of their own here."""
 
 
 class _Room(ModuleType):
@@ -36,5 +41,5 @@ def __getattr__(name: str) -> Any:
     """Import a figure when it is first used: what only plans figures, or has others draw them, needs no matplotlib."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{'batch' if name == 'save_figures' else name}")
+    module = import_module(_ELSEWHERE.get(name, f"{__name__}.{name}"))
     return getattr(module, name, module)
