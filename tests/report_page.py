@@ -115,16 +115,24 @@ class Reader:
         Select(self.find(selector)).select_by_visible_text(text)
 
     def drag_over(self, figure: WebElement, *, until: float = 1.0) -> None:
-        """Drag from the figure's upper left over a share of its width."""
+        """Drag from the upper left of the figure's frame over a share of its width."""
         from selenium.webdriver.common.action_chains import ActionChains
 
         chart = figure.find_element("css selector", "div")
         self.run("arguments[0].scrollIntoView({block: 'center'})", chart)
         width, height = chart.size["width"], chart.size["height"]
+        left = self.run(  # of the frame, which stands where the labels' font lets it
+            """
+            const { plot } = [...charts.scatters, ...charts.profiles].find(({ target }) => target === arguments[0]);
+            return Bokeh.index.find_one(plot).frame.bbox.left + 3;""",
+            chart,
+        )
         actions = ActionChains(self.chrome, duration=50)
-        actions.move_to_element_with_offset(chart, int(90 - width / 2), int(60 - height / 2)).click_and_hold()
+        actions.move_to_element_with_offset(
+            chart, int(left - width / 2), int(60 - height / 2)
+        ).click_and_hold()
         for part in (0.3, 0.7, 1):
-            x = 90 + part * until * (width - 110)
+            x = left + part * until * (width - 20 - left)
             actions.move_to_element_with_offset(
                 chart, int(x - width / 2), int(part * (height - 80) + 15 - height / 2)
             )

@@ -119,47 +119,98 @@ class Comparison:
 
         Examples
         --------
-        >>> table = run.correlations()
-        >>> table[table["scope"] == "pooled"][["method", "module", "n", "pearson_r"]].round(2)
+        >>> table = run.correlations().query("scope == 'pooled'")
+        >>> table[["method", "module", "n", "pearson_r"]].round(2)
            method module   n  pearson_r
+        0      ft      q  40      -0.01
+        17     ft      v  40      -0.35
+        34   dora      q  40       0.46
+        51   dora      v  40       0.59
         """
         return self._findings.correlations.copy()
 
     def summary(self) -> pd.DataFrame:
-        """A row for each method and module: matrices, steps, mean ΔM and ΔD at the last step, pooled r and slope."""
+        """A row for each method and module: matrices, steps, mean ΔM and ΔD at the last step, pooled r and slope.
+
+        Examples
+        --------
+        >>> run.summary()[["method", "module", "matrices", "step", "delta_m", "delta_d"]].round(3)
+          method module  matrices  step  delta_m  delta_d
+        0     ft      q        10   240    0.016    0.021
+        1     ft      v        10   240    0.011    0.036
+        2   dora      q        10   240    0.034    0.063
+        3   dora      v        10   240    0.032    0.064
+        """
         return self._findings.summary.copy()
 
     def diagnostics(self) -> pd.DataFrame:
         """The shrink that is common to all matrices of a checkpoint, and how much of their change it explains.
 
         See `wdanalysis.analysis.shrink.common_shrink` for the columns.
+
+        Examples
+        --------
+        >>> run.diagnostics().query("step == 240")[["method", "common_shrink", "explains"]].round(3)
+          method  common_shrink  explains
+        3     ft         -0.026     False
+        7   dora          0.006     False
         """
         return self._findings.diagnostics.copy()
 
     def readings(self) -> pd.DataFrame:
-        """What the numbers of each method and module say, in sentences; see `wdanalysis.analysis.readings`."""
+        """What the numbers of each method and module say, in sentences; see `wdanalysis.analysis.readings`.
+
+        Examples
+        --------
+        >>> run.readings()["sentence"].iloc[2]
+        'ΔM rises with ΔD within every layer; across layers ΔM falls as ΔD rises (r = −0.68, n = 10).'
+        """
         return self._findings.readings.copy()
 
     def scatter(self, module: str, **options: Any) -> Figure:
-        """ΔM over ΔD, a panel a method (Figures 2 and 7). Options as in `wdanalysis.figures.scatter`."""
+        """ΔM over ΔD, a panel a method (Figures 2 and 7). Options as in `wdanalysis.figures.scatter`.
+
+        Examples
+        --------
+        >>> figure = run.scatter("q")
+        >>> figure.savefig(tmp / "scatter.png")
+        """
         from wdanalysis import figures
 
         return figures.scatter(self.metrics, module, **options)
 
     def layers(self, module: str, **options: Any) -> Figure:
-        """ΔM and ΔD by layer (Figures 3 and 8). Options as in `wdanalysis.figures.layers`."""
+        """ΔM and ΔD by layer (Figures 3 and 8). Options as in `wdanalysis.figures.layers`.
+
+        Examples
+        --------
+        >>> figure = run.layers("q")
+        >>> figure.savefig(tmp / "layers.png")
+        """
         from wdanalysis import figures
 
         return figures.layers(self.metrics, module, **options)
 
     def trajectory(self, module: str, **options: Any) -> Figure:
-        """ΔM and ΔD by training step. Options as in `wdanalysis.figures.trajectory`."""
+        """ΔM and ΔD by training step. Options as in `wdanalysis.figures.trajectory`.
+
+        Examples
+        --------
+        >>> figure = run.trajectory("q")
+        >>> figure.savefig(tmp / "trajectory.png")
+        """
         from wdanalysis import figures
 
         return figures.trajectory(self.metrics, module, **options)
 
     def heatmap(self, method: str, **options: Any) -> Figure:
-        """ΔM and ΔD by layer and module. Options as in `wdanalysis.figures.heatmap`."""
+        """ΔM and ΔD by layer and module. Options as in `wdanalysis.figures.heatmap`.
+
+        Examples
+        --------
+        >>> figure = run.heatmap("dora")
+        >>> figure.savefig(tmp / "heatmap.png")
+        """
         from wdanalysis import figures
 
         return figures.heatmap(self.metrics, method, **options)
@@ -183,6 +234,11 @@ class Comparison:
         ------
         OutputError
             The file cannot be written, or the extra `report` (Bokeh) is not installed.
+
+        Examples
+        --------
+        >>> run.report(tmp / "report.html").name
+        'report.html'
         """
         from wdanalysis import report
 
@@ -221,6 +277,12 @@ class Comparison:
         ------
         OutputError
             The folder holds results and `force` is False, or it cannot be written.
+
+        Examples
+        --------
+        >>> written = run.save(tmp / "results", figures=["layers"], report=False)
+        >>> [path.name for path in written if path.suffix == ".png"]
+        ['layers_q.png', 'layers_v.png']
         """
         from wdanalysis import report as page
         from wdanalysis.figures import batch
@@ -250,6 +312,12 @@ class Comparison:
         ------
         OutputError
             The folder has no results, or they cannot be read.
+
+        Examples
+        --------
+        >>> _ = run.save(tmp / "results", figures=[], report=False)
+        >>> wd.Comparison.load(tmp / "results").methods
+        ['ft', 'dora']
         """
         saved = folder.load(Path(directory))
         return cls(saved.metrics, saved.run, saved.spectra)
@@ -364,6 +432,15 @@ def compare(
         `axis` is neither ``"out"`` nor ``"in"``.
     Interrupted
         On Ctrl-C: a KeyboardInterrupt that carries the rows that were measured.
+
+    Examples
+    --------
+    >>> samples = "sample_checkpoints/"
+    >>> compared = wd.compare(samples + "base", {"DoRA": samples + "dora"}, modules=["q"], layers=range(2))
+    >>> compared.metrics[["method", "step", "layer", "delta_m", "delta_d"]].round(4).head(2)
+      method  step  layer  delta_m  delta_d
+    0   DoRA    60      0   0.0273   0.0260
+    1   DoRA    60      1   0.0251   0.0227
     """
     if axis not in get_args(Axis):
         raise ValueError(

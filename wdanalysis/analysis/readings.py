@@ -237,6 +237,14 @@ def readings(metrics: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         `READING_COLUMNS`, a row for every sentence: what it is about, the name of its rule, and the sentence.
+
+    Examples
+    --------
+    >>> readings(run.metrics)[["method", "module", "rule"]].head(3)
+      method module          rule
+    0     ft      q         trend
+    1     ft      q  pooled_hides
+    2     ft      v         trend
     """
     rows = []
     for key, of_panel in metrics.groupby(["method", "module", "axis"], sort=False):

@@ -80,6 +80,15 @@ class Fit:
         The line and the interval of its slope by Student's t.
     x_mean, x_std
         Centre and population standard deviation of x (of x − its group's mean), which `band` needs.
+
+    Examples
+    --------
+    >>> line = fit([0, 1, 2, 3], [1.0, 2.9, 5.1, 7.0])
+    >>> line.line([0, 10]).round(2)
+    array([ 0.97, 21.17])
+    >>> low, high = line.band([1.5])
+    >>> bool(low < line.line(1.5) < high)
+    True
     """
 
     n: int
@@ -129,6 +138,12 @@ def fit(x: ArrayLike, y: ArrayLike, *, groups: ArrayLike | None = None) -> Fit:
     Fit
         Every number NaN, but for `n`, where x or y has no spread beyond rounding or where there are fewer
         than three points (with G groups: fewer than G + 2).
+
+    Examples
+    --------
+    >>> line = fit([1, 2, 3, 4], [2.0, 4.1, 5.9, 8.0])
+    >>> round(line.slope, 2), round(line.pearson_r, 4), line.n
+    (1.98, 0.9995, 4)
     """
     points = np.array([x, y], dtype=np.float64)
     known = np.isfinite(points).all(axis=0)
@@ -294,6 +309,14 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
         step of a `step` row and the layer of a `layer` row and otherwise empty. A row without ΔM or ΔD is not counted
         in `n`. A checkpoint without a step is a step of its own; a matrix without a layer takes no part in `layer`,
         `within_layer` and the bootstrap.
+
+    Examples
+    --------
+    >>> table = correlations(run.metrics).query("scope == 'within_layer' and module == 'q'")
+    >>> table[["method", "n", "pearson_r"]].round(2)
+       method   n  pearson_r
+    16     ft  40       0.85
+    50   dora  40       0.85
     """
     rows = [
         dict(zip(("method", "module", "axis"), key, strict=True))

@@ -36,6 +36,13 @@ def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
         1 − Σ (m − (1 − c)·m₀)² / Σ (m − m₀)² that it explains; the least and the largest factor of a single matrix; and
         whether it `explains` the change: a shrink (c > 0) with a share of at least `EXPLAINS`. Empty numbers
         where nothing changed.
+
+    Examples
+    --------
+    >>> common_shrink(run.metrics)[["method", "step", "matrices", "common_shrink"]].round(3).tail(2)
+      method  step  matrices  common_shrink
+    6   dora   180        20          0.007
+    7   dora   240        20          0.006
     """
     rows = []
     changed = metrics[metrics["update_norm"].ne(0) & metrics["shrink"].notna()]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Figure", "heatmap", "layers", "save_figures", "scatter", "style", "trajectory"]
 
+_ELSEWHERE = {"Figure": "matplotlib.figure", "save_figures": f"{__name__}.batch"}
+"""Homes of names that have no module of their own here."""
+
 
 class _Room(ModuleType):
     """A package in which a function is not hidden by the module of its name that holds it."""
@@ -38,6 +41,5 @@ def __getattr__(name: str) -> Any:
     """Import a figure when it is first used: what only plans figures, or has others draw them, needs no matplotlib."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = {"save_figures": f"{__name__}.batch", "Figure": "matplotlib.figure"}
-    module = import_module(home.get(name, f"{__name__}.{name}"))
+    module = import_module(_ELSEWHERE.get(name, f"{__name__}.{name}"))
     return getattr(module, name, module)

@@ -41,6 +41,12 @@ def heatmap(
     ------
     ComparisonError
         The table does not have the method or step, or mixes the two axes.
+
+    Examples
+    --------
+    >>> figure = heatmap(run.metrics, "dora")
+    >>> figure.axes[1].get_xlabel()
+    'layer'
     """
     rows = selection.rows_where(metrics, "method", method)
     vectors = selection.vectors(rows)

@@ -39,6 +39,12 @@ def layers(
     ------
     ComparisonError
         The table does not have the module or step, or mixes the two axes.
+
+    Examples
+    --------
+    >>> figure = layers(run.metrics, "q")
+    >>> figure.axes[0].get_ylabel()
+    'ΔM'
     """
     modules = [module] if isinstance(module, str) else module or selection.unique(metrics, "module")
     rows = pd.concat([selection.rows_where(metrics, "module", name) for name in modules])

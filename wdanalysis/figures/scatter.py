@@ -49,6 +49,12 @@ def scatter(metrics: pd.DataFrame, module: str, *, share_axes: bool | None = Non
     ------
     ComparisonError
         The table does not have the module, or mixes the two axes.
+
+    Examples
+    --------
+    >>> figure = scatter(run.metrics, "q")
+    >>> figure.axes[0].get_ylabel()
+    'ΔM'
     """
     rows = selection.rows_where(metrics, "module", module)
     vectors = selection.vectors(rows)

@@ -29,6 +29,12 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
     ------
     ComparisonError
         The table does not have the module, or mixes the two axes.
+
+    Examples
+    --------
+    >>> figure = trajectory(run.metrics, "q")
+    >>> figure.axes[0].get_ylabel()
+    'ΔM'
     """
     rows = selection.rows_where(metrics, "module", module)
     vectors = selection.vectors(rows)
