@@ -137,30 +137,19 @@ def planned_figures(metrics: pd.DataFrame, kinds: Iterable[str], format: str) ->
     OutputError
         There is no such kind or format.
     """
-    taken: set[str] = set()
-    known = metrics if metrics["delta_m"].notna().any() else metrics.iloc[:0]
-    return [
-        PlannedFigure(kind, str(name), _free_name(f"{kind}_{_file_safe(str(name))}", format, taken))
-        for kind in checked_kinds(kinds, format)
-        for name in (known[known["layer"].notna()] if kind == "heatmap" else known)[
-            KINDS[kind]
-        ].drop_duplicates()
-    ]
-
-
-def checked_kinds(kinds: Iterable[str], format: str) -> list[str]:
-    """Return the kinds of figures as a list.
-
-    Raises
-    ------
-    OutputError
-        There is no such kind or format.
-    """
     kinds = list(kinds)
     for choice, choices in [(format, FORMATS), *((kind, KINDS) for kind in kinds)]:
         if choice not in choices:
             raise OutputError(f"there is no figure {choice!r}; choose of {', '.join(choices)}.")
-    return kinds
+    taken: set[str] = set()
+    known = metrics if metrics["delta_m"].notna().any() else metrics.iloc[:0]
+    return [
+        PlannedFigure(kind, str(name), _free_name(f"{kind}_{_file_safe(str(name))}", format, taken))
+        for kind in kinds
+        for name in (known[known["layer"].notna()] if kind == "heatmap" else known)[
+            KINDS[kind]
+        ].drop_duplicates()
+    ]
 
 
 @contextmanager
@@ -235,15 +224,16 @@ def _taken(left: deque[PlannedFigure]) -> Iterator[PlannedFigure]:
 @contextmanager
 def _on_their_own() -> Iterator[None]:
     """Let processes that are started meanwhile not run the caller's script again, and leave Ctrl-C to the caller."""
+    masks = hasattr(signal, "pthread_sigmask")  # POSIX alone has signal masks
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
-    mask = getattr(signal, "pthread_sigmask", lambda how, signals: None)  # POSIX only
-    mask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        mask(signal.SIG_UNBLOCK, {signal.SIGINT})
         sys.modules["__main__"] = main
+        if blocked is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _brought(figure: Future[bytes] | None) -> bytes | None:
