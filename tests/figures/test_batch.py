@@ -87,7 +87,7 @@ def test_matplotlibs_settings_are_left_alone(table, tmp_path) -> None:
 def test_figures_need_neither_pyplot_nor_a_display() -> None:
     code = (
         "import sys, wdanalysis.figures.batch; assert 'matplotlib' not in sys.modules;"
-        "import wdanalysis.figures.scatter; from wdanalysis.figures import layers, scatter;"
+        "import wdanalysis.figures.scatter_figure; from wdanalysis.figures import layers, scatter;"
         "assert callable(scatter) and callable(layers); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from wdanalysis.errors import ComparisonError
-from wdanalysis.figures.losses import losses, losses_png
+from wdanalysis.figures.losses_figure import losses, losses_png
 
 
 @pytest.fixture

@@ -77,10 +77,11 @@ class Work:
     def draw(self, figure: PlannedFigure) -> bytes:
         """Return the file of a figure."""
         from wdanalysis import figures
+        from wdanalysis.figures import style
 
         file = io.BytesIO()
         drawn = getattr(figures, figure.kind)(self.metrics, figure.name)
-        figures.style.write(drawn, file, self.format, self.dpi)
+        style.write(drawn, file, self.format, self.dpi)
         return file.getvalue()
 
 

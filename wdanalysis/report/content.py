@@ -16,7 +16,7 @@ import pandas as pd
 from wdanalysis.analysis.floors import NEAR_FLOOR
 from wdanalysis.figures import style
 from wdanalysis.figures.profiles import SQUASHED
-from wdanalysis.figures.scatter import LEAST_SHARE
+from wdanalysis.figures.scatter_figure import LEAST_SHARE
 
 if TYPE_CHECKING:
     from wdanalysis.analysis.findings import Findings

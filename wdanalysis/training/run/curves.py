@@ -89,7 +89,7 @@ def draw_losses(directory: Path, methods: Sequence[str]) -> Path | None:
     there = [method for method in methods if (directory / method / LOSSES_CSV).is_file()]
     if not there:
         return None
-    from wdanalysis.figures.losses import losses_png
+    from wdanalysis.figures.losses_figure import losses_png
 
     table = pd.concat([read_losses(directory / method).assign(method=method) for method in there])
     return write_whole(directory / LOSSES_PNG, lambda file: file.write(losses_png(table)))
