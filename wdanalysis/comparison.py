@@ -286,9 +286,10 @@ class Comparison:
         """
         from wdanalysis import report as page
         from wdanalysis.figures import batch
+        from wdanalysis.figures.kinds import KINDS
 
         directory = Path(directory)
-        kinds = batch.KINDS if figures is None else figures
+        kinds = KINDS if figures is None else figures
         planned = batch.planned_figures(self.metrics, kinds, format)
         folder.check_free(directory, force=force)
         with batch.drawing(self.metrics, planned, directory / folder.FIGURES, format=format) as finish:

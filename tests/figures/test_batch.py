@@ -19,7 +19,8 @@ from matplotlib.image import imread
 from wdanalysis.errors import OutputError
 from wdanalysis.figures import batch as drawing
 from wdanalysis.figures import layers, save_figures, scatter
-from wdanalysis.figures.batch import KINDS, Work, planned_figures
+from wdanalysis.figures.batch import Work, planned_figures
+from wdanalysis.figures.kinds import KINDS
 from wdanalysis.figures.style import number, told_apart
 
 AWKWARD = ["_private", "$x^2$", "a/b<script>", "FT_with_a_name_of_26_chars", "100 %", "größe"]

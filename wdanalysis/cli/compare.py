@@ -73,9 +73,7 @@ def compare(
             "--spectra", help="Also take singular values: ranks, intruder dimensions, similarity. Slow."
         ),
     ] = False,
-    figures: Annotated[
-        str, typer.Option(metavar="KINDS", help="Of scatter,layers,trajectory,heatmap; or all; or none.")
-    ] = "all",
+    figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace results that are in DIR.")] = False,

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from wdanalysis.figures.kinds import KINDS
+
 OPTION_NAMES = {
     "directory": "out",
     "learning_rate": "lr",
@@ -79,10 +81,13 @@ Alpha = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
+Figures = Annotated[
+    str, typer.Option(metavar="KINDS", help=f"Of {', '.join(KINDS)}, with commas; all; none.")
+]
+
+
 def figure_kinds(text: str) -> list[str]:
     """Read ``scatter,layers``, ``all`` or ``none``."""
-    from wdanalysis.figures.batch import KINDS
-
     if text in ("all", "none"):
         return list(KINDS) if text == "all" else []
     kinds = [kind.strip() for kind in text.split(",")]

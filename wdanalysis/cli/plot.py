@@ -12,9 +12,7 @@ from wdanalysis.cli import console, options
 
 def plot(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The results of `wd-analyze compare`.")],
-    figures: Annotated[
-        str, typer.Option(metavar="KINDS", help="Of scatter,layers,trajectory,heatmap; or all.")
-    ] = "all",
+    figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     quiet: options.Quiet = False,
 ) -> None:

@@ -13,27 +13,21 @@ import multiprocessing
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 from wdanalysis.errors import OutputError
+from wdanalysis.figures.kinds import FORMATS, KINDS
 from wdanalysis.kernels.cores import available_cores
 from wdanalysis.writing import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
-
-KINDS: Mapping[str, str] = MappingProxyType(
-    {"scatter": "module", "layers": "module", "trajectory": "module", "heatmap": "method"}
-)
-"""Each kind of figure, a function of `wdanalysis.figures`, and the column of which every value gets a figure."""
-
-FORMATS = ("png", "pdf", "svg")
 
 LONGEST_NAME = 80
 """Characters of a module's or method's name that go into a file's name."""

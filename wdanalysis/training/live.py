@@ -354,15 +354,7 @@ class _OurAdapters:
         return {name: stored(name, _base_as_stored(module)) for name, module in self._modules(model)}
 
     def now(self, model: nn.Module) -> tuple[dict[str, StoredTensor], Updates]:
-        tensors, updates = {}, []
-        for name, module in self._modules(model):
-            if module.magnitude is not None and module.axis == "in":
-                tensors[name] = stored(
-                    name, _tuned_along_inputs(module)
-                )  # an update is measured along its own axis
-            else:
-                updates.append(_low_rank(name, module))
-        return tensors, tuple(updates)
+        return {}, tuple(_low_rank(name, module) for name, module in self._modules(model))
 
     def _modules(self, model: nn.Module) -> Iterator[tuple[str, Adapted]]:
         for name, module in adapted_modules(model).items():
@@ -471,19 +463,8 @@ def _low_rank(name: str, module: Adapted) -> LowRankUpdate:
         scale=1.0,  # the factors have it
         magnitude=None if magnitude is None else stored(f"{module_name}.m", _whole(magnitude)),
         in_by_out=module.stores_in_by_out,
+        magnitude_axis=module.axis,
     )
-
-
-def _tuned_along_inputs(module: Adapted) -> Tensor:
-    """W′ of Eq. 5 with one magnitude for each input, in float64 and as stored."""
-    assert module.magnitude is not None
-    V = _whole(module.base_weight()).double()
-    if module.update is not None:
-        A, B = (_whole(factor).double() for factor in module.update.factors())
-        V = V + B @ A
-    norm = V.norm(dim=0)
-    weight: Tensor = V * (_whole(module.magnitude).double() / norm.where(norm > 0, torch.inf))
-    return weight.mT if module.stores_in_by_out else weight
 
 
 def _in_memory(
