@@ -129,6 +129,7 @@ def metrics(table) -> pd.DataFrame:
     return table(methods=["FT", "LoRA"], modules=["q", "k", "v"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_cores")
 def test_a_helper_draws_the_same_bytes_as_its_caller(metrics, tmp_path, monkeypatch) -> None:
     planned = planned_figures(metrics, KINDS, "png")
@@ -143,6 +144,7 @@ def test_a_helper_draws_the_same_bytes_as_its_caller(metrics, tmp_path, monkeypa
     assert {path.name: path.read_bytes() for path in alone} == by_helper
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_cores")
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
 def test_what_a_helper_leaves_is_drawn_by_its_caller(metrics, tmp_path, monkeypatch, signal) -> None:
@@ -186,6 +188,7 @@ def test_ctrl_c_stops_helpers_and_leaves_nothing(metrics, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_runs_once(metrics, tmp_path) -> None:
     metrics.to_parquet(tmp_path / "metrics.parquet")
     script = tmp_path / "script.py"

@@ -351,6 +351,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_holds_blocks_and_not_the_model(tmp_path: Path) -> None:
     base = {f"layers.{layer}.q_proj.weight": torch.ones(4096, 2048) for layer in range(4)}
     save_file(base, tmp_path / "base.safetensors")

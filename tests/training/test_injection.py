@@ -80,6 +80,7 @@ def test_only_the_adapters_are_trained_and_the_outputs_stay(method: str) -> None
     assert trained == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_training_lowers_the_loss_and_changes_no_base_weight(method: str) -> None:
     model = llama()
