@@ -179,9 +179,14 @@ class Comparison:
 
         Examples
         --------
-        >>> run.predictions().query("step == 240 and layer == 0")[["method", "module", "law", "r2"]].round(2)
-          method module                  law    r2
-        3     ft      q  diffusing_weights  0.80
+        >>> run.predictions().columns[:4].to_list()
+        ['method', 'module', 'axis', 'step']
+        >>> run.schedules.query("method == 'dora'")[["step", "s1", "s2", "diffusion", "kept"]].round(5)
+           step       s1       s2  diffusion  kept
+        4    60  0.21050  0.00074    0.00094   1.0
+        5   120  0.36100  0.00113    0.00135   1.0
+        6   180  0.45150  0.00127    0.00151   1.0
+        7   240  0.48200  0.00129    0.00153   1.0
         """
         return self._findings.predictions.copy()
 
@@ -405,6 +410,7 @@ def compare(
     steps: Collection[int] | None = None,
     alpha: float | None = None,
     schedule: Schedule | Mapping[str, Schedule] | None = None,
+    weight_decay: float | None = None,
     diagnostics: bool = True,
     spectra: bool = False,
     progress: Progress | None = None,
@@ -435,6 +441,8 @@ def compare(
         The runs' learning rates and weight decay, for `Comparison.predictions`: one for all methods, or one by the name
         of a method. None, and for a method without one: what the files beside its checkpoints tell
         (`training.json` with `losses.csv`, or `trainer_state.json`).
+    weight_decay
+        Of runs whose files tell learning rates and no weight decay (`trainer_state.json`); None takes 0.
     diagnostics
         Whether to fill the columns of `wdanalysis.measure.rows.MatrixDiagnostics`: shrink, floors, quantiles.
     spectra
@@ -499,7 +507,7 @@ def compare(
     from wdanalysis.analysis.prediction import schedule_table
     from wdanalysis.analysis.table import keep_changed, metrics_table
 
-    known, on_schedules = _schedules(methods, schedule)
+    known, on_schedules = _schedules(methods, schedule, weight_decay)
     metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
     run = Run(
         versions=versions(),
@@ -516,11 +524,15 @@ def compare(
         matrices=Matrices(measured=len(rows), in_table=len(metrics)),
         inputs=inputs,
         skipped=planned.skipped,
-        warnings=tuple(dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *warnings])),
+        warnings=tuple(
+            dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *warnings])
+        ),
         seconds=seconds,
         bytes_read=planned.nbytes,
     )
-    steps_of = zip(metrics["method"], metrics["step"].astype(object).where(metrics["step"].notna(), None), strict=True)
+    steps_of = zip(
+        metrics["method"], metrics["step"].astype(object).where(metrics["step"].notna(), None), strict=True
+    )
     schedules = schedule_table(known, steps_of)
     comparison = Comparison(metrics, encodable(run), singular, schedules if len(schedules) else None)
     if not complete:
@@ -529,7 +541,9 @@ def compare(
 
 
 def _schedules(
-    methods: Mapping[str, Series], given: Schedule | Mapping[str, Schedule] | None
+    methods: Mapping[str, Series],
+    given: Schedule | Mapping[str, Schedule] | None,
+    weight_decay: float | None,
 ) -> tuple[dict[str, Schedule], list[str]]:
     """The schedule of each method that has one, and sentences on what they lack.
 
@@ -549,9 +563,17 @@ def _schedules(
     notes = [
         f"{schedule.source} does not tell the weight decay of {method}: predictions from it take 0"
         for method, schedule in known.items()
-        if schedule.weight_decay is None
+        if schedule.weight_decay is None and weight_decay is None
     ]
-    return known, notes
+    notes += [
+        f"the schedule of {method} ends at step {len(schedule.learning_rates)}: nothing is predicted beyond"
+        for method, schedule in known.items()
+        if any(
+            (checkpoint.step or 0) > len(schedule.learning_rates)
+            for checkpoint in methods[method].checkpoints
+        )
+    ]
+    return {method: schedule.with_decay(weight_decay) for method, schedule in known.items()}, notes
 
 
 def _singular_values(planned: Plan, progress: Progress | None) -> tuple[Spectra, bool]:

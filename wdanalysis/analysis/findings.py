@@ -58,7 +58,9 @@ class Findings:
     def readings(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.readings.readings`."""
         of_metrics, of_predictions = readings(self.metrics), prediction.readings(self.predictions)
-        return pd.concat([of_metrics, of_predictions], ignore_index=True) if len(of_predictions) else of_metrics
+        return (
+            pd.concat([of_metrics, of_predictions], ignore_index=True) if len(of_predictions) else of_metrics
+        )
 
     @cached_property
     def predictions(self) -> pd.DataFrame:

@@ -110,15 +110,15 @@ LAWS: Mapping[str, Law] = {
         "delta_m",
         diffusing_magnitude,
         False,
-        "ΔM is that of magnitudes which do nothing but diffuse under Adam's steps{decay}: R² = {r2:.2f}, without a fit.",
+        "ΔM is that of magnitudes which only diffuse under Adam's steps{decay}: R² = {r2:.2f} without a fit.",
     ),
     "diffusing_weights": Law(
         "stored",
         "delta_d",
         diffusing_weights,
         True,
-        "ΔD is in every layer about {fitted:.2g} × what Adam's steps in random directions turn: R² = {r2:.2f} with this "
-        "one number fitted.",
+        "ΔD is in every layer about {fitted:.2g} × what Adam's steps in random directions turn: R² = {r2:.2f} with "
+        "this one number fitted.",
     ),
 }
 """Every law by its name in the table."""
@@ -200,7 +200,10 @@ def predictions(metrics: pd.DataFrame, schedules: pd.DataFrame | None = None) ->
         return pd.DataFrame(columns=list(PREDICTION_COLUMNS))
     q_values = _q_values([panel["p_value"].iloc[0] for panel in panels])
     return pd.concat(
-        [panel.assign(q_value=q)[list(PREDICTION_COLUMNS)] for panel, q in zip(panels, q_values, strict=True)],
+        [
+            panel.assign(q_value=q)[list(PREDICTION_COLUMNS)]
+            for panel, q in zip(panels, q_values, strict=True)
+        ],
         ignore_index=True,
     )
 

@@ -149,9 +149,14 @@ class Schedule:
 
     @classmethod
     def logged(
-        cls, rates: Mapping[int, float], *, last: int | None = None, weight_decay: float | None = None
+        cls,
+        rates: Mapping[int, float],
+        *,
+        until: int = 0,
+        last: int | None = None,
+        weight_decay: float | None = None,
     ) -> Schedule:
-        """Make it of rates that were logged at some steps, with straight lines between them.
+        """Make it of rates that were logged at some steps, with straight lines between them and on at both ends.
 
         A rate counts as that of the update with its number. Older versions of transformers log the rate of the next
         update instead: seen by a 0 at the last step of the run, and put right.
@@ -160,6 +165,8 @@ class Schedule:
         ----------
         rates
             By step, at least one.
+        until
+            A step that was reached, if no rate was logged there.
         last
             The run's last step, where it is known.
         weight_decay
@@ -167,10 +174,14 @@ class Schedule:
         """
         steps = sorted(rates)
         of_next = len(steps) > 1 and steps[-1] == last and rates[steps[-1]] == 0
-        updates = np.arange(1, steps[-1] + 1)
         known = np.array(steps) + of_next
-        filled = np.interp(updates, known, [rates[step] for step in steps])
+        updates = np.arange(1, max(steps[-1], until) + 1)
+        filled = _along_lines(updates, known, np.array([rates[step] for step in steps]))
         return cls(tuple(filled.tolist()), weight_decay)
+
+    def with_decay(self, weight_decay: float | None) -> Schedule:
+        """Return it with this weight decay where its own is not known."""
+        return self if self.weight_decay is not None else replace(self, weight_decay=weight_decay)
 
     def sums(self, step: int) -> ScheduleSums | None:
         """Sum it up to a step; None for one that lies outside.
@@ -251,7 +262,21 @@ def _of_trainer_state(folder: Path) -> Schedule | None:
     state = read_json(folder / TRAINER_STATE) or {}
     history: list[Mapping[str, Any]] = state.get("log_history", [])
     rates = _rates((entry["step"], entry["learning_rate"]) for entry in history if "learning_rate" in entry)
-    return Schedule.logged(rates, last=state.get("max_steps")) if rates else None
+    if not rates:
+        return None
+    return Schedule.logged(rates, until=int(state.get("global_step", 0)), last=state.get("max_steps"))
+
+
+def _along_lines(
+    steps: NDArray[np.int64], known: NDArray[np.int64], rates: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Rates at steps, on straight lines through the known ones; never below 0."""
+    if len(known) == 1:
+        return np.full(len(steps), rates[0])
+    segment = np.clip(np.searchsorted(known, steps, side="right") - 1, 0, len(known) - 2)
+    slopes = np.diff(rates) / np.diff(known)
+    line: NDArray[np.float64] = rates[segment] + slopes[segment] * (steps - known[segment])
+    return np.maximum(line, 0.0)
 
 
 def _rates(logged: Iterable[tuple[Any, Any]]) -> dict[int, float]:

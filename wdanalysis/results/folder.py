@@ -194,15 +194,16 @@ def _load_schedules(directory: Path) -> pd.DataFrame:
 
     from wdanalysis.analysis.prediction import SCHEDULE_COLUMNS
 
-    types = {"method": str, "step": "Int64", "source": str}
+    types: dict[str, Any] = {"method": str, "step": "Int64", "source": str}
     try:
-        return pd.read_csv(
+        table: pd.DataFrame = pd.read_csv(
             directory / SCHEDULES_CSV,
             dtype=types,
             keep_default_na=False,
             na_values=[""],
             float_precision="round_trip",
-        )[list(SCHEDULE_COLUMNS)]
+        )
+        return table[list(SCHEDULE_COLUMNS)]
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(
             f"the schedules in {directory} cannot be read ({first_line(error)}); run the comparison again."
