@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ LEAST_R2 = 0.9
 MOST_BIAS = 0.1
 """And where the mean prediction is within this share of the mean observation."""
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.01
 """And, where it tells layers apart, where its `q_value` is not above."""
 
 FEWEST_LAYERS = 6
@@ -45,7 +46,7 @@ FEWEST_LAYERS = 6
 FEWEST_STEPS = 3
 """And so many steps, where it predicts the same for every layer."""
 
-PERMUTATIONS = 999
+PERMUTATIONS = 4_999
 """Of the layers, for `p_value`."""
 
 
@@ -191,21 +192,17 @@ def predictions(metrics: pd.DataFrame, schedules: pd.DataFrame | None = None) ->
     """
     sums = schedule_table({}, ()) if schedules is None else schedules
     rows = metrics.merge(sums[["method", "step", *_SUMS]], on=["method", "step"], how="left")
-    panels = []
-    for name, law in LAWS.items():
-        for _, of_panel in _rows_of(law, rows).groupby(["method", "module", "axis"], sort=False):
-            if not (panel := _panel(name, law, of_panel)).empty:
-                panels.append(panel)
-    if not panels:
-        return pd.DataFrame(columns=list(PREDICTION_COLUMNS))
-    q_values = _q_values([panel["p_value"].iloc[0] for panel in panels])
-    return pd.concat(
-        [
-            panel.assign(q_value=q)[list(PREDICTION_COLUMNS)]
-            for panel, q in zip(panels, q_values, strict=True)
-        ],
-        ignore_index=True,
-    )
+    told = pd.concat([_told_by(name, law, rows) for name, law in LAWS.items()]).sort_index()
+    x, y = told["predicted"].to_numpy(float), told["observed"].to_numpy(float)
+    panels = [*told.groupby(["method", "module", "axis", "law"], sort=False).indices.values()]
+    fits = [_fit(x[at], y[at], told.iloc[at], fitted=LAWS[told["law"].iloc[at[0]]].fitted) for at in panels]
+    q_values = _q_values([fit.p_value for fit in fits])
+    of_panels = np.full((len(told), 5), np.nan)
+    for at, fit, q in zip(panels, fits, q_values, strict=True):
+        of_panels[at] = (*dataclasses.astuple(fit), q)
+    told[["fitted", "r2", "bias", "p_value", "q_value"]] = of_panels
+    told["predicted"] = x * told["fitted"].fillna(1.0)
+    return told[list(PREDICTION_COLUMNS)].reset_index(drop=True)
 
 
 def reading(panel: pd.DataFrame) -> str | None:
@@ -236,53 +233,70 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "module", "axis", "rule", "sentence"], dtype=str)
 
 
-def _rows_of(law: Law, rows: pd.DataFrame) -> pd.DataFrame:
+def _told_by(name: str, law: Law, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a law speaks of, with `law`, `quantity`, `observed`, and `predicted` before a fit."""
+    empty = rows.iloc[:0].reindex(columns=[*rows.columns, "law", "quantity", "predicted", "observed"])
     if "update" not in rows:
-        return rows.iloc[:0]
+        return empty
     # The trained m of DoRA is the length of an output's vector.
     axis = rows["axis"].eq("out") | (law.update != "dora")
-    return rows[rows["update"].eq(law.update) & axis & rows["update_norm"].gt(0)]
-
-
-def _panel(name: str, law: Law, rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows[rows["update"].eq(law.update) & axis & rows["update_norm"].gt(0)]
     try:
         predicted = law.predict(rows)
     except KeyError:  # measured without diagnostics
-        return rows.iloc[:0]
+        return empty
     rows = rows.assign(law=name, quantity=law.quantity, predicted=predicted, observed=rows[law.quantity])
-    finite = np.isfinite(rows[["predicted", "observed"]].to_numpy(float, na_value=np.nan)).all(axis=1)
-    rows = rows[finite]
-    x, y = rows["predicted"].to_numpy(float), rows["observed"].to_numpy(float)
-    if not len(rows) or not x.any():
-        return rows.iloc[:0]
-    factor = float(x @ y / (x @ x)) if law.fitted else 1.0
+    told = rows[["predicted", "observed"]].to_numpy(float, na_value=np.nan)
+    kept: pd.DataFrame = rows[np.isfinite(told).all(axis=1) & (told[:, 0] > 0)]
+    return kept
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How a panel meets its law; `fitted` is NaN for one without a fit."""
+
+    fitted: float
+    r2: float
+    bias: float
+    p_value: float
+
+
+def _fit(x: NDArray[np.float64], y: NDArray[np.float64], rows: pd.DataFrame, *, fitted: bool) -> _Fit:
+    """Hold observations y of a panel's rows against predictions x, which are positive."""
+    factor = float(x @ y / (x @ x)) if fitted else 1.0
     around = float(np.sum((y - y.mean()) ** 2))
-    return rows.assign(
-        predicted=factor * x,
-        fitted=factor if law.fitted else np.nan,
+    return _Fit(
+        fitted=factor if fitted else np.nan,
         r2=1 - float(np.sum((y - factor * x) ** 2)) / around if around > 0 else np.nan,
         bias=factor * float(x.mean()) / float(y.mean()) - 1 if y.mean() else np.nan,
-        p_value=_p_of_layers(rows),
+        p_value=_p_of_layers(x, y, rows),
     )
 
 
-def _p_of_layers(rows: pd.DataFrame) -> float:
+def _p_of_layers(predicted: NDArray[np.float64], observed: NDArray[np.float64], rows: pd.DataFrame) -> float:
     """The share of orders of the layers whose predictions fit as well as those in the layers' own order.
 
     A layer keeps its steps together. With the squares of observations and predictions given, the fit is the better the
     larger Σ observed·predicted, with a fitted factor and without. NaN where predictions are the same for all layers.
     """
-    grid = rows.pivot_table(index="name", columns="step", values=["predicted", "observed"], dropna=False)
-    grid = grid.dropna()
-    x, y = grid["predicted"].to_numpy(float), grid["observed"].to_numpy(float)
-    if len(grid) < 2 or np.ptp(x, axis=0).max() <= 1e-9 * np.abs(x).max():
+    layers, layer = np.unique(rows["name"].to_numpy(str), return_inverse=True)
+    steps, step = np.unique(rows["step"].to_numpy(float, na_value=-1), return_inverse=True)
+    x, y = np.full((2, len(layers), len(steps)), np.nan)
+    x[layer, step], y[layer, step] = predicted, observed
+    whole = np.isfinite(x).all(axis=1)
+    x, y = x[whole], y[whole]
+    if len(x) < 2 or np.ptp(x, axis=0).max() <= 1e-9 * np.abs(x).max():
         return float("nan")
     products = y @ x.T
-    rng = np.random.default_rng(0)
-    orders = rng.permuted(np.tile(np.arange(len(grid)), (PERMUTATIONS, 1)), axis=1)
-    shuffled = products[np.arange(len(grid)), orders].sum(axis=1)
+    shuffled = products[np.arange(len(x)), _orders(len(x))].sum(axis=1)
     as_good = shuffled >= np.trace(products) * (1 - 1e-12)
     return float((1 + as_good.sum()) / (1 + PERMUTATIONS))
+
+
+@cache
+def _orders(layers: int) -> NDArray[np.int64]:
+    """`PERMUTATIONS` orders of so many layers, always the same."""
+    return np.random.default_rng(0).permuted(np.tile(np.arange(layers), (PERMUTATIONS, 1)), axis=1)
 
 
 def _q_values(p_values: list[float]) -> NDArray[np.float64]:

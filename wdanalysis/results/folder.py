@@ -201,7 +201,6 @@ def _load_schedules(directory: Path) -> pd.DataFrame:
             dtype=types,
             keep_default_na=False,
             na_values=[""],
-            float_precision="round_trip",
         )
         return table[list(SCHEDULE_COLUMNS)]
     except (OSError, ValueError, KeyError) as error:
