@@ -71,8 +71,9 @@ def compare(
         typer.Option(min=0, help="Their weight decay.", show_default="from those files; else 0"),
     ] = None,
     schedule: Annotated[
-        Literal["linear", "cosine", "constant"], typer.Option(help="With --lr: how the learning rate falls.")
-    ] = "linear",
+        Literal["linear", "cosine", "constant"] | None,
+        typer.Option(help="With --lr: how the learning rate falls.", show_default="linear"),
+    ] = None,
     schedule_steps: Annotated[
         int | None, typer.Option(min=1, help="With --lr: steps of a whole run.", show_default="needed")
     ] = None,
@@ -110,8 +111,8 @@ def compare(
         raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
     kinds = options.figure_kinds(figures)
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
-    if lr is None and schedule_steps is not None:
-        raise typer.BadParameter("a schedule needs its peak: give --lr", param_hint="--schedule-steps")
+    if lr is None and (schedule or schedule_steps or warmup):
+        raise typer.BadParameter("a schedule needs its peak: give --lr", param_hint="--schedule")
     if lr is not None and schedule_steps is None:
         raise typer.BadParameter("give the steps of a whole run: --schedule-steps", param_hint="--lr")
 
@@ -129,7 +130,7 @@ def compare(
     given = None
     if lr is not None and schedule_steps is not None:
         given = Schedule.named(
-            schedule, lr, steps=schedule_steps, warmup=warmup, weight_decay=weight_decay or 0.0
+            schedule or "linear", lr, steps=schedule_steps, warmup=warmup, weight_decay=weight_decay or 0.0
         )
     with console.progress_bars(quiet=quiet or as_json) as (progress, spectra_progress):
         try:
