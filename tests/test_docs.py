@@ -16,6 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from wdanalysis.analysis.prediction import PREDICTION_COLUMNS, SCHEDULE_COLUMNS
 from wdanalysis.analysis.readings import READING_COLUMNS
 from wdanalysis.analysis.regression import CORRELATION_COLUMNS
 from wdanalysis.analysis.shrink import COMMON_SHRINK_COLUMNS
@@ -106,6 +107,8 @@ def defined_columns(heading: str) -> set[str]:
         ("correlations.csv", CORRELATION_COLUMNS),
         ("diagnostics.csv", COMMON_SHRINK_COLUMNS),
         ("readings.csv", READING_COLUMNS),
+        ("schedules.csv", SCHEDULE_COLUMNS),
+        ("predictions.csv", PREDICTION_COLUMNS),
         ("spectra.csv", SPECTRA_COLUMNS),
         ("similarity.csv", SIMILARITY_COLUMNS),
     ],

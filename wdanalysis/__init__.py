@@ -22,6 +22,7 @@ from wdanalysis._version import __version__
 if TYPE_CHECKING:
     from wdanalysis.analysis.regression import correlations
     from wdanalysis.checkpoints.inspection import inspect
+    from wdanalysis.checkpoints.schedules import Schedule
     from wdanalysis.comparison import Comparison, compare
     from wdanalysis.decomposition import Decomposition, decompose, delta_d, delta_m
     from wdanalysis.errors import WdAnalysisError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Comparison": "wdanalysis.comparison",
     "Decomposition": "wdanalysis.decomposition",
+    "Schedule": "wdanalysis.checkpoints.schedules",
     "WdAnalysisError": "wdanalysis.errors",
     "compare": "wdanalysis.comparison",
     "correlations": "wdanalysis.analysis.regression",
@@ -41,6 +43,7 @@ _HOME = {
 __all__ = [
     "Comparison",
     "Decomposition",
+    "Schedule",
     "WdAnalysisError",
     "__version__",
     "compare",

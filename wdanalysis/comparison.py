@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.model import base_mismatch
+from wdanalysis.checkpoints.schedules import Schedule, find_schedule
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
@@ -61,6 +62,9 @@ class Comparison:
         Provenance: versions, options, input files, what was skipped and why, warnings, timings.
     spectra
         Singular values of every base, tuned matrix and update, where they were asked for.
+    schedules
+        What the runs' learning rates and weight decay sum up to at each step, with the columns of
+        `wdanalysis.analysis.prediction.SCHEDULE_COLUMNS`; None where no schedule was found or given.
 
     Examples
     --------
@@ -75,6 +79,7 @@ class Comparison:
     metrics: pd.DataFrame
     run: Run = field(default_factory=Run)
     spectra: Spectra | None = None
+    schedules: pd.DataFrame | None = None
 
     @property
     def axis(self) -> str:
@@ -110,7 +115,7 @@ class Comparison:
     def _findings(self) -> Findings:
         from wdanalysis.analysis.findings import Findings
 
-        return Findings(self.metrics)
+        return Findings(self.metrics, self.schedules)
 
     def correlations(self) -> pd.DataFrame:
         """Pearson, Spearman and the regression of ΔM on ΔD, for each method, module and scope.
@@ -166,6 +171,24 @@ class Comparison:
         'ΔM rises with ΔD within every layer; across layers ΔM falls as ΔD rises (r = −0.68, n = 10).'
         """
         return self._findings.readings.copy()
+
+    def predictions(self) -> pd.DataFrame:
+        """What the runs' schedules predict of ΔM and ΔD, beside what was measured.
+
+        See `wdanalysis.analysis.prediction.predictions` for the columns.
+
+        Examples
+        --------
+        >>> run.predictions().columns[:4].to_list()
+        ['method', 'module', 'axis', 'step']
+        >>> run.schedules.query("method == 'dora'")[["step", "s1", "s2", "diffusion", "kept"]].round(5)
+           step       s1       s2  diffusion  kept
+        4    60  0.21050  0.00074    0.00094   1.0
+        5   120  0.36100  0.00113    0.00135   1.0
+        6   180  0.45150  0.00127    0.00151   1.0
+        7   240  0.48200  0.00129    0.00153   1.0
+        """
+        return self._findings.predictions.copy()
 
     def scatter(self, module: str, **options: Any) -> Figure:
         """ΔM over ΔD, a panel a method (Figures 2 and 7). Options as in `wdanalysis.figures.scatter`.
@@ -321,7 +344,7 @@ class Comparison:
         ['ft', 'dora']
         """
         saved = folder.load(Path(directory))
-        return cls(saved.metrics, saved.run, saved.spectra)
+        return cls(saved.metrics, saved.run, saved.spectra, saved.schedules)
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: the summary, what was skipped, and the warnings."""
@@ -386,6 +409,8 @@ def compare(
     layers: Iterable[int] | None = None,
     steps: Collection[int] | None = None,
     alpha: float | None = None,
+    schedule: Schedule | Mapping[str, Schedule] | None = None,
+    weight_decay: float | None = None,
     diagnostics: bool = True,
     spectra: bool = False,
     progress: Progress | None = None,
@@ -412,6 +437,12 @@ def compare(
         Training steps to keep.
     alpha
         LoRA's α for adapter files without their `adapter_config.json`.
+    schedule
+        The runs' learning rates and weight decay, for `Comparison.predictions`: one for all methods, or one by the name
+        of a method. None, and for a method without one: what the files beside its checkpoints tell
+        (`training.json` with `losses.csv`, or `trainer_state.json`).
+    weight_decay
+        Of runs whose files tell learning rates and no weight decay (`trainer_state.json`); None takes 0.
     diagnostics
         Whether to fill the columns of `wdanalysis.measure.rows.MatrixDiagnostics`: shrink, floors, quantiles.
     spectra
@@ -473,8 +504,10 @@ def compare(
         measure=round(measured_at - opened, 3),
         spectra=None if singular is None else round(time.time() - measured_at, 3),
     )
+    from wdanalysis.analysis.prediction import schedule_table
     from wdanalysis.analysis.table import keep_changed, metrics_table
 
+    known, on_schedules = _schedules(methods, schedule, weight_decay)
     metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
     run = Run(
         versions=versions(),
@@ -491,14 +524,56 @@ def compare(
         matrices=Matrices(measured=len(rows), in_table=len(metrics)),
         inputs=inputs,
         skipped=planned.skipped,
-        warnings=tuple(dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *warnings])),
+        warnings=tuple(
+            dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *warnings])
+        ),
         seconds=seconds,
         bytes_read=planned.nbytes,
     )
-    comparison = Comparison(metrics, encodable(run), singular)
+    steps_of = zip(
+        metrics["method"], metrics["step"].astype(object).where(metrics["step"].notna(), None), strict=True
+    )
+    schedules = schedule_table(known, steps_of)
+    comparison = Comparison(metrics, encodable(run), singular, schedules if len(schedules) else None)
     if not complete:
         raise Interrupted(comparison)
     return comparison
+
+
+def _schedules(
+    methods: Mapping[str, Series],
+    given: Schedule | Mapping[str, Schedule] | None,
+    weight_decay: float | None,
+) -> tuple[dict[str, Schedule], list[str]]:
+    """The schedule of each method that has one, and sentences on what they lack.
+
+    Raises
+    ------
+    ComparisonError
+        One is given for a method that is not compared.
+    """
+    by_method = dict.fromkeys(methods, given) if isinstance(given, Schedule) else given or {}
+    if unknown := sorted(by_method.keys() - methods.keys()):
+        raise ComparisonError(
+            f"a schedule is given for {unknown[0]}, which is not compared: the methods are {', '.join(methods)}",
+            parameter="schedule",
+        )
+    found = {method: by_method.get(method) or find_schedule(series) for method, series in methods.items()}
+    known = {method: schedule for method, schedule in found.items() if schedule is not None}
+    notes = [
+        f"{schedule.source} does not tell the weight decay of {method}: predictions from it take 0"
+        for method, schedule in known.items()
+        if schedule.weight_decay is None and weight_decay is None
+    ]
+    notes += [
+        f"the schedule of {method} ends at step {len(schedule.learning_rates)}: nothing is predicted beyond"
+        for method, schedule in known.items()
+        if any(
+            (checkpoint.step or 0) > len(schedule.learning_rates)
+            for checkpoint in methods[method].checkpoints
+        )
+    ]
+    return {method: schedule.with_decay(weight_decay) for method, schedule in known.items()}, notes
 
 
 def _singular_values(planned: Plan, progress: Progress | None) -> tuple[Spectra, bool]:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from wdanalysis.analysis import prediction
 from wdanalysis.analysis.readings import readings
 from wdanalysis.analysis.regression import correlations, summary
 from wdanalysis.analysis.shrink import common_shrink
@@ -14,9 +15,14 @@ from wdanalysis.analysis.shrink import common_shrink
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """The metrics table and what follows from it; each table is made when it is first asked for, and kept."""
+    """The metrics table and what follows from it; each table is made when it is first asked for, and kept.
+
+    `schedules` is what `wdanalysis.analysis.prediction.schedule_table` makes of the runs' schedules; None where none is
+    known.
+    """
 
     metrics: pd.DataFrame
+    schedules: pd.DataFrame | None = None
 
     @property
     def axis(self) -> str:
@@ -51,4 +57,12 @@ class Findings:
     @cached_property
     def readings(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.readings.readings`."""
-        return readings(self.metrics)
+        of_metrics, of_predictions = readings(self.metrics), prediction.readings(self.predictions)
+        return (
+            pd.concat([of_metrics, of_predictions], ignore_index=True) if len(of_predictions) else of_metrics
+        )
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.prediction.predictions`."""
+        return prediction.predictions(self.metrics, self.schedules)

@@ -58,6 +58,26 @@ def compare(
         str | None, typer.Option(metavar="500,1000", help="Training steps to keep.", show_default="all")
     ] = None,
     alpha: options.Alpha = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            callback=options.positive,
+            help="Peak learning rate of the runs, for predictions.",
+            show_default="from the files beside the checkpoints",
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(min=0, help="Their weight decay.", show_default="from those files; else 0"),
+    ] = None,
+    schedule: Annotated[
+        Literal["linear", "cosine", "constant"] | None,
+        typer.Option(help="With --lr: how the learning rate falls.", show_default="linear"),
+    ] = None,
+    schedule_steps: Annotated[
+        int | None, typer.Option(min=1, help="With --lr: steps of a whole run.", show_default="needed")
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="With --lr: steps of warmup among them.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = DEFAULT_OUT,
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
@@ -91,6 +111,10 @@ def compare(
         raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
     kinds = options.figure_kinds(figures)
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
+    if lr is None and (schedule or schedule_steps or warmup):
+        raise typer.BadParameter("a schedule needs its peak: give --lr", param_hint="--schedule")
+    if lr is not None and schedule_steps is None:
+        raise typer.BadParameter("give the steps of a whole run: --schedule-steps", param_hint="--lr")
 
     from wdanalysis.errors import WdAnalysisError
     from wdanalysis.results.folder import check_free
@@ -100,9 +124,14 @@ def compare(
 
     check_free(out, force=force)
 
-    from wdanalysis import comparison
+    from wdanalysis import Schedule, comparison
     from wdanalysis.report import NEEDS, is_available
 
+    given = None
+    if lr is not None and schedule_steps is not None:
+        given = Schedule.named(
+            schedule or "linear", lr, steps=schedule_steps, warmup=warmup, weight_decay=weight_decay or 0.0
+        )
     with console.progress_bars(quiet=quiet or as_json) as (progress, spectra_progress):
         try:
             measured = comparison.compare(
@@ -113,6 +142,8 @@ def compare(
                 layers=kept_layers,
                 steps=kept_steps,
                 alpha=alpha,
+                schedule=given,
+                weight_decay=weight_decay,
                 diagnostics=diagnostics,
                 spectra=spectra,
                 progress=progress,

@@ -42,6 +42,8 @@ class MatrixDiagnostics:
         ‖W₀‖ (Frobenius): √Σ m₀².
     delta_m_norm
         √Σ (m − m₀)².
+    mean_inverse_m0_squared
+        Mean 1/m₀² over the vectors that are not zero.
     """
 
     shrink: float | None = None
@@ -57,6 +59,7 @@ class MatrixDiagnostics:
     delta_d_max: float | None = None
     base_norm: float | None = None
     delta_m_norm: float | None = None
+    mean_inverse_m0_squared: float | None = None
 
     @classmethod
     def of(
@@ -83,6 +86,7 @@ class MatrixDiagnostics:
             delta_d_max=d_max,
             base_norm=base_norm,
             delta_m_norm=float(np.linalg.norm(dm)),
+            mean_inverse_m0_squared=float(np.mean(m0[m0 > 0] ** -2.0)) if m0.any() else None,
         )
 
 

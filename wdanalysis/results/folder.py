@@ -25,6 +25,8 @@ METRICS_PARQUET = "metrics.parquet"
 CORRELATIONS_CSV = "correlations.csv"
 DIAGNOSTICS_CSV = "diagnostics.csv"
 READINGS_CSV = "readings.csv"
+SCHEDULES_CSV = "schedules.csv"
+PREDICTIONS_CSV = "predictions.csv"
 SPECTRA_CSV = "spectra.csv"
 SPECTRA_PARQUET = "spectra.parquet"
 SIMILARITY_CSV = "similarity.csv"
@@ -40,6 +42,7 @@ class Saved:
     metrics: pd.DataFrame
     run: Run
     spectra: Spectra | None
+    schedules: pd.DataFrame | None
 
 
 def save(
@@ -113,7 +116,12 @@ def load(directory: Path) -> Saved:
         raise OutputError(
             f"{directory / METRICS_PARQUET} lacks the column {missing[0]}; run the comparison again."
         )
-    return Saved(metrics, run, _load_spectra(directory) if SPECTRA_PARQUET in run.outputs else None)
+    return Saved(
+        metrics,
+        run,
+        _load_spectra(directory) if SPECTRA_PARQUET in run.outputs else None,
+        _load_schedules(directory) if SCHEDULES_CSV in run.outputs else None,
+    )
 
 
 def _tables(findings: Findings, spectra: Spectra | None) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -123,6 +131,10 @@ def _tables(findings: Findings, spectra: Spectra | None) -> Iterator[tuple[str, 
     yield CORRELATIONS_CSV, findings.correlations
     yield DIAGNOSTICS_CSV, findings.diagnostics
     yield READINGS_CSV, findings.readings
+    if findings.schedules is not None:
+        yield SCHEDULES_CSV, findings.schedules
+    if len(findings.predictions):
+        yield PREDICTIONS_CSV, findings.predictions
     if spectra is not None:
         yield SPECTRA_CSV, spectra.matrices
         yield SPECTRA_PARQUET, spectra.matrices
@@ -175,6 +187,26 @@ def _load_spectra(directory: Path) -> Spectra:
         )
     except (OSError, ValueError) as error:
         raise OutputError(f"the spectra in {directory} cannot be read ({first_line(error)}).") from error
+
+
+def _load_schedules(directory: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    from wdanalysis.analysis.prediction import SCHEDULE_COLUMNS
+
+    types: dict[str, Any] = {"method": str, "step": "Int64", "source": str}
+    try:
+        table: pd.DataFrame = pd.read_csv(
+            directory / SCHEDULES_CSV,
+            dtype=types,
+            keep_default_na=False,
+            na_values=[""],
+        )
+        return table[list(SCHEDULE_COLUMNS)]
+    except (OSError, ValueError, KeyError) as error:
+        raise OutputError(
+            f"the schedules in {directory} cannot be read ({first_line(error)}); run the comparison again."
+        ) from error
 
 
 def check_free(directory: Path, *, force: bool) -> None:
