@@ -18,12 +18,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import erf
 
 DRAWS = 999
 SEED = 0
 
 BAND = 0.95
-"""The share of the draws between the two ends of a band."""
+"""A band holds this share of what chance gives. Its ends come from `DRAWS` draws; they are taken so far out that it
+holds no less with a probability of 95 %."""
+
+_TAIL = (0.5 - BAND / 2) - 1.645 * math.sqrt((0.5 - BAND / 2) * (0.5 + BAND / 2) / DRAWS)
+_QUANTILES = (0.5, _TAIL, 1 - _TAIL)
 
 NULL_COLUMNS = ("r_null", "r_null_low", "r_null_high")
 """Median and band of r over the draws."""
@@ -36,7 +41,7 @@ _SCOPES = ("pooled", "within_step")
 _OF_MATRIX = ["run", "name", "layer"]
 _NUMBERS = (
     *("delta_d", "null_delta_d", "null_delta_d_sd", "null_delta_m", "null_delta_m_sd"),
-    *("update_norm", "delta_m_norm", "vectors"),
+    *("update_norm", "delta_m_norm", "vectors", "length", "base_norm", "rank"),
 )
 _TWO_SIDED = 1.959963984540054
 _LEAST_SPREAD = 1e-12
@@ -55,6 +60,11 @@ class Walks:
         Expectations and standard deviations of one draw; NaN where the table does not carry a null.
     size
         How far the walk has come: ‖ΔW‖, and for ``dora`` S.
+    radial_d, radial_m
+        The share of each variance that comes from the sign of ρ, to first order: a vector that grows by ρ turns less.
+        It moves ΔD and ΔM in opposite directions.
+    fixed
+        The share of the rest of ΔM's variance that stays from step to step: an adapter's A is drawn once.
     panel
         Which method, module and axis a point is of, from 0 in the table's order.
     matrix
@@ -70,6 +80,9 @@ class Walks:
     delta_m: Numbers
     delta_m_sd: Numbers
     size: Numbers
+    radial_d: Numbers
+    radial_m: Numbers
+    fixed: Numbers
     panel: Labels
     matrix: Labels
     place: Labels
@@ -79,7 +92,7 @@ class Walks:
     def of(cls, metrics: pd.DataFrame) -> Walks:
         """Take them from rows of the metrics table."""
         rows = metrics.reindex(columns=[*_KEYS, *_OF_MATRIX, "step", "update", *_NUMBERS])
-        seen, d, d_sd, m, m_sd, size, m_norm, vectors = (
+        seen, d, d_sd, m, m_sd, size, m_norm, vectors, length, base_norm, rank = (
             rows[name].to_numpy(np.float64, na_value=np.nan) for name in _NUMBERS
         )
         panel, matrix, step = (
@@ -88,6 +101,16 @@ class Walks:
         order = pd.Series(rows["step"].to_numpy(np.float64, na_value=np.inf))
         place = order.groupby(matrix).rank("first").to_numpy().astype(np.int64) - 1
         is_dora = rows["update"].eq("dora").to_numpy(bool, na_value=False)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sigma = size / np.sqrt(vectors * length)  # of ρ
+            m0 = base_norm / np.sqrt(vectors)
+            from_sign_d = 2 * d * sigma / m0  # standard deviations of one vector's
+            from_sign_m = sigma * erf(m0 * d / sigma / math.sqrt(2))
+            from_factor = m / np.sqrt(2 * rank)
+            radial_d, radial_m, fixed = (
+                np.nan_to_num(np.minimum(1, sd_of_one**2 / vectors / sd**2))
+                for sd_of_one, sd in ((from_sign_d, d_sd), (from_sign_m, m_sd), (from_factor, m_sd))
+            )
         spread, folded = _spread(m_norm, vectors, step), math.sqrt(2 / math.pi)
         return cls(
             delta_d=np.where(is_dora, seen, d),
@@ -95,6 +118,9 @@ class Walks:
             delta_m=np.where(is_dora, folded * spread, m),
             delta_m_sd=np.where(is_dora, spread * np.sqrt((1 - folded**2) / vectors), m_sd),
             size=np.where(is_dora, spread, size),
+            radial_d=radial_d,
+            radial_m=radial_m,
+            fixed=fixed,
             panel=panel,
             matrix=matrix,
             place=place,
@@ -104,10 +130,8 @@ class Walks:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which points have a null."""
-        is_known: NDArray[np.bool_] = np.isfinite(
-            [self.delta_d, self.delta_d_sd, self.delta_m, self.delta_m_sd]
-        ).all(axis=0)
-        return is_known
+        numbers = np.array([self.delta_d, self.delta_d_sd, self.delta_m, self.delta_m_sd])
+        return np.asarray(np.isfinite(numbers).all(axis=0))
 
     def where(self, kept: NDArray[np.bool_]) -> Walks:
         """Those points alone."""
@@ -115,20 +139,31 @@ class Walks:
 
     def draw(self, generator: np.random.Generator, draws: int) -> tuple[Numbers, Numbers]:
         """(n × draws) ΔD and ΔM: what is expected, and noise that is the walk's over the steps of a matrix."""
-        noise = generator.standard_normal((len(self.size), 2, draws))
+        sign, noise_d, noise_m = noise = generator.standard_normal((3, len(self.size), draws))
         last = np.full(self.matrix.max(initial=-1) + 1, -1)  # each matrix's point before
         for place in range(self.place.max(initial=-1) + 1):
             (now,) = np.nonzero(self.place == place)
             before = last[self.matrix[now]]
             last[self.matrix[now]] = now
-            follows = now[before >= 0]
-            before = before[before >= 0]
-            kept = _step_correlation(self.size[before], self.size[follows])[:, None, None]
-            noise[follows] = kept * noise[before] + np.sqrt(1 - kept**2) * noise[follows]
-        d, d_sd, m, m_sd = (
-            each[:, None] for each in (self.delta_d, self.delta_d_sd, self.delta_m, self.delta_m_sd)
+            now, before = now[before >= 0], before[before >= 0]
+            kept = self._kept(before, now)[:, :, None]
+            noise[:, now] = kept * noise[:, before] + np.sqrt(1 - kept**2) * noise[:, now]
+        noise_d = -_column(self.radial_d) * sign + _column(1 - self.radial_d) * noise_d
+        noise_m = _column(self.radial_m) * sign + _column(1 - self.radial_m) * noise_m
+        return (
+            self.delta_d[:, None] + self.delta_d_sd[:, None] * noise_d,
+            np.abs(self.delta_m[:, None] + self.delta_m_sd[:, None] * noise_m),
         )
-        return d + d_sd * noise[:, 0], np.abs(m + m_sd * noise[:, 1])
+
+    def _kept(self, before: NDArray[np.intp], now: NDArray[np.intp]) -> Numbers:
+        """Correlation of the three noises at one step and the next of a walk.
+
+        Of d and so of ρ it is κ = σ/σ′; of what is even in d, |ρ| and Σ d², κ².
+        """
+        sizes = self.size[before], self.size[now]
+        low, high = np.minimum(*sizes), np.maximum(*sizes)
+        kappa = np.divide(low, high, out=np.ones_like(high), where=high > 0)
+        return np.array([kappa, kappa**2, kappa**2 + (1 - kappa**2) * self.fixed[now]])
 
 
 def null_r(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -175,7 +210,7 @@ def _bands(walks: Walks) -> Numbers:
     for band, group in zip(bands, (np.zeros_like(step), step), strict=True):
         r = _pearson_within(d, m, group)
         if np.isfinite(r).all():
-            band[:] = np.quantile(r, (0.5, 0.5 - BAND / 2, 0.5 + BAND / 2))
+            band[:] = np.quantile(r, _QUANTILES)
     return bands
 
 
@@ -234,8 +269,7 @@ def reading(r: float, low: float, high: float, *, update: str) -> str | None:
 
 def _labels(rows: pd.DataFrame, names: list[str]) -> Labels:
     """Number the combinations of the columns, in the order in which they come."""
-    labels: Labels = rows.groupby(names, sort=False, dropna=False).ngroup().to_numpy(np.int64)
-    return labels
+    return rows.groupby(names, sort=False, dropna=False).ngroup().to_numpy().astype(np.int64)
 
 
 def _spread(m_norm: Numbers, vectors: Numbers, group: Labels) -> Numbers:
@@ -243,14 +277,14 @@ def _spread(m_norm: Numbers, vectors: Numbers, group: Labels) -> Numbers:
     known = np.isfinite(m_norm)
     square = np.bincount(group, weights=np.where(known, m_norm, 0.0) ** 2)
     count = np.bincount(group, weights=np.where(known, vectors, 0.0))
-    spread: Numbers = np.sqrt(np.divide(square, count, out=np.full_like(square, np.nan), where=count > 0))
+    spread: Numbers = np.sqrt(np.divide(square, count, out=np.full(len(square), np.nan), where=count > 0))
     return spread[group]
 
 
-def _step_correlation(earlier: Numbers, later: Numbers) -> Numbers:
-    """Correlation of the noise at two steps of a walk: that of squares, (σ/σ′)², as |ρ| and Σ d² are even in d."""
-    low, high = np.minimum(earlier, later), np.maximum(earlier, later)
-    return np.divide(low, high, out=np.ones_like(high), where=high > 0) ** 2
+def _column(share: Numbers) -> Numbers:
+    """The standard deviation of a share of the variance, one for each row of an (n × draws) array."""
+    deviation: Numbers = np.sqrt(share)[:, None]
+    return deviation
 
 
 def _pearson_within(x: Numbers, y: Numbers, group: Labels) -> Numbers:
