@@ -76,6 +76,21 @@ def as_linear(name: str, weight: torch.Tensor) -> torch.Tensor:
     return weight.T if "c_attn" in name or "embed" in name else weight.flatten(1)
 
 
+def assert_radial_parts(row: Any, w0: torch.Tensor, w: torch.Tensor, axis: Axis) -> None:
+    """The columns of ρ and of what turning adds, by their definitions."""
+    dim = 1 if axis == "out" else 0
+    rho = (w0 * (w - w0)).sum(dim) / w0.norm(dim=dim)
+    turned = w.norm(dim=dim) * (1 - torch.nn.functional.cosine_similarity(w, w0, dim=dim))
+    near = {"rel": 1e-6, "abs": 1e-9}
+    assert row.mean_rho == pytest.approx(float(rho.mean()), **near), row.name
+    assert row.mean_abs_rho == pytest.approx(float(rho.abs().mean()), **near), row.name
+    assert row.centrifugal == pytest.approx(float(turned.mean()), **near), row.name
+    assert row.radial_share == pytest.approx(float(rho.square().sum() / (w - w0).square().sum()), rel=1e-5)
+    assert row.delta_m_signed == pytest.approx(row.mean_rho + row.centrifugal, rel=1e-9, abs=1e-15)
+    if row.update == "low-rank":
+        assert row.shrink == pytest.approx(-float((w0 * (w - w0)).sum() / (w0 * w0).sum()), **near)
+
+
 @pytest.mark.parametrize("axis", ["out", "in"])
 def test_unmerged_adapters_agree_with_peft_merging_them_in_float64(
     tuned: tuple[Path, Path, dict[str, torch.Tensor]], axis: Axis
@@ -93,6 +108,7 @@ def test_unmerged_adapters_agree_with_peft_merging_them_in_float64(
         norm = float((w - w0).norm())
         assert row.update_norm == pytest.approx(norm, rel=1e-6), row.name
         assert row.rel_update_norm == pytest.approx(norm / float(w0.double().norm()), rel=1e-6), row.name
+        assert_radial_parts(row, w0.double(), w.double(), axis)
         assert (row.vectors, row.length) == (w0.shape if axis == "out" else w0.shape[::-1])
 
 

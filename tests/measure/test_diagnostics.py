@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from checkpoint_files import llama, moved, write, write_lora, write_steps
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import wdanalysis as wd
@@ -17,6 +19,7 @@ from wdanalysis.analysis.shrink import COMMON_SHRINK_COLUMNS
 from wdanalysis.measure.rows import MatrixDiagnostics
 
 Q = "model.layers.0.self_attn.q_proj.weight"
+SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
 AXES = pytest.mark.parametrize("axis", ["out", "in"])
 
 
@@ -40,13 +43,13 @@ def test_decay_by_a_known_factor_comes_back(tmp_path: Path, axis: str) -> None:
 
 
 @AXES
-def test_shrink_is_the_least_squares_factor_of_the_magnitudes(tmp_path: Path, axis: str) -> None:
+def test_shrink_is_the_least_squares_factor_of_the_weights(tmp_path: Path, axis: str) -> None:
     W0 = weights().double()
     W = 0.99 * W0 + 1e-3 * weights(seed=1).double()
     row = row_of(tmp_path, W0, W, axis=axis)
     dim = 1 if axis == "out" else 0
     m0, m = W0.norm(dim=dim).numpy(), W.norm(dim=dim).numpy()
-    kept = np.linalg.lstsq(m0[:, None], m, rcond=None)[0].item()
+    kept = np.linalg.lstsq(W0.numpy().reshape(-1, 1), W.numpy().ravel(), rcond=None)[0].item()
     assert row.shrink == pytest.approx(1 - kept, rel=1e-9)
     assert row.delta_m_unshrunk == pytest.approx(np.abs(m - kept * m0).mean(), rel=1e-9)
     assert row.shrink_share == pytest.approx(
@@ -54,6 +57,35 @@ def test_shrink_is_the_least_squares_factor_of_the_magnitudes(tmp_path: Path, ax
     )
     assert row.base_norm == pytest.approx(float(W0.norm()))
     assert row.delta_m_norm == pytest.approx(np.linalg.norm(m - m0))
+
+
+@AXES
+def test_a_turn_is_no_growth(tmp_path: Path, axis: str) -> None:
+    W0 = weights().double()
+    update = 0.3 * weights(seed=1).double()
+    update -= W0 * (W0 * update).sum() / (W0 * W0).sum()
+    row = row_of(tmp_path, W0, W0 + update, axis=axis)
+    assert row.delta_m_signed > 0.03 * float(W0.norm(dim=1 if axis == "out" else 0).mean())
+    assert row.shrink == pytest.approx(0, abs=1e-12)
+    assert row.shrink_share == pytest.approx(0, abs=1e-9)
+
+
+def test_the_shrink_of_dora_is_that_of_its_magnitudes(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLES / "dora" / "checkpoint-240", tmp_path / "dora")
+    file = tmp_path / "dora" / "adapter_model.safetensors"
+    factors, base = load_file(file), load_file(SAMPLES / "base" / "model.safetensors")
+    for key in factors:
+        if "magnitude" in key:  # the vectors turn as they did, and every length is 0.99 of what it was
+            name = key.removeprefix("base_model.model.").partition(".lora_")[0]
+            factors[key] = 0.99 * base[f"{name}.weight"].float().norm(dim=1)
+    save_file(factors, file)
+    compared = wd.compare(SAMPLES / "base", tmp_path / "dora")
+    assert compared.metrics["delta_d"].gt(0.01).all()
+    assert compared.metrics["shrink"].to_numpy() == pytest.approx(0.01, rel=1e-4)
+    assert compared.metrics["shrink_share"].to_numpy() == pytest.approx(1, abs=1e-4)
+    (row,) = compared.diagnostics().itertuples()
+    assert row.common_shrink == pytest.approx(0.01, rel=1e-4)
+    assert row.explains
 
 
 @AXES
@@ -109,8 +141,6 @@ def test_an_adapter_has_shrink_and_quantiles_but_no_floor(tmp_path: Path) -> Non
 
 @AXES
 def test_an_adapter_has_the_diagnostics_of_its_merged_matrix(tmp_path: Path, axis: str) -> None:
-    from safetensors.torch import load_file
-
     model = {name: weight.double() for name, weight in llama().items()}
     base, lora = write(tmp_path / "base.safetensors", model), write_lora(tmp_path / "lora", model)
     factors = load_file(lora / "adapter_model.safetensors")
@@ -162,17 +192,19 @@ def test_weight_decay_by_hand_is_the_common_shrink(tmp_path: Path) -> None:
     assert row.explains
 
 
-def test_the_common_shrink_is_a_least_squares_fit_over_all_vectors(tmp_path: Path) -> None:
+def test_the_common_shrink_is_a_least_squares_fit_over_all_weights(tmp_path: Path) -> None:
     base = write(tmp_path / "base.safetensors", llama())
     tuned = decayed(1e-4, 0.1, 900, noise=0.01)
     row = wd.compare(base, write(tmp_path / "ft.safetensors", tuned)).diagnostics().iloc[0]
     attention = [name for name in llama() if "self_attn" in name]
     m0 = np.concatenate([llama()[name].double().norm(dim=1).numpy() for name in attention])
     m = np.concatenate([tuned[name].double().norm(dim=1).numpy() for name in attention])
-    kept, residual, *_ = np.linalg.lstsq(m0[:, None], m)
+    w0, w = (torch.cat([model[name].double().ravel() for name in attention]) for model in (llama(), tuned))
+    kept = float(np.linalg.lstsq(w0.numpy()[:, None], w.numpy())[0].item())
     assert row.matrices == len(attention)
-    assert row.common_shrink == pytest.approx(1 - kept.item(), rel=1e-9)
-    assert row.explained_share == pytest.approx(1 - residual.item() / np.sum((m - m0) ** 2), rel=1e-9)
+    assert row.common_shrink == pytest.approx(1 - kept, rel=1e-9)
+    explained = 1 - np.sum((m - kept * m0) ** 2) / np.sum((m - m0) ** 2)
+    assert row.explained_share == pytest.approx(explained, rel=1e-9)
 
 
 def test_tuning_without_decay_is_not_explained_by_a_common_shrink(tmp_path: Path) -> None:

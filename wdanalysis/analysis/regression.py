@@ -19,6 +19,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, stdtr, stdtrit
 
+from wdanalysis.analysis.nulls import NULL_COLUMNS, null_r
+
 CONFIDENCE = 0.95
 """Coverage of every interval and band."""
 
@@ -48,6 +50,7 @@ CORRELATION_COLUMNS = (
     *FIT_COLUMNS,
     *UNSHRUNK_COLUMNS,
     *BOOTSTRAP_COLUMNS,
+    *NULL_COLUMNS,
 )
 """The columns of `correlations`."""
 
@@ -304,7 +307,8 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `CORRELATION_COLUMNS`, with the numbers of `Fit`; `pearson_r_unshrunk` and `slope_unshrunk` are those of
+        `CORRELATION_COLUMNS`, with the numbers of `Fit`; the null columns, of the scopes `pooled` and `within_step`,
+        are those of `wdanalysis.analysis.nulls.null_r`; `pearson_r_unshrunk` and `slope_unshrunk` are those of
         delta_m_unshrunk on ΔD; the `boot` columns, of scope `pooled` alone, are those of `bootstrap`. `group` is the
         step of a `step` row and the layer of a `layer` row and otherwise empty. A row without ΔM or ΔD is not counted
         in `n`. A checkpoint without a step is a step of its own; a matrix without a layer takes no part in `layer`,
@@ -327,8 +331,9 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
         for key, matrices in metrics.groupby(["method", "module", "axis"], sort=False)
         for scope, group, line, unshrunk, resampled in _scoped_fits(Points.of(matrices))
     ]
-    table = pd.DataFrame(rows, columns=list(CORRELATION_COLUMNS))
-    numbers = {*FIT_COLUMNS, *UNSHRUNK_COLUMNS, *BOOTSTRAP_COLUMNS}
+    table = pd.DataFrame(rows, columns=[name for name in CORRELATION_COLUMNS if name not in NULL_COLUMNS])
+    table = table.merge(null_r(metrics), how="left", on=["method", "module", "axis", "scope"])
+    numbers = {*FIT_COLUMNS, *UNSHRUNK_COLUMNS, *BOOTSTRAP_COLUMNS, *NULL_COLUMNS}
     return table.astype(dict.fromkeys(numbers, "float64") | {"group": "Int64", "n": "int64"})
 
 

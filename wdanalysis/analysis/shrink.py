@@ -21,8 +21,9 @@ COMMON_SHRINK_COLUMNS = ("method", "step", "axis", "matrices", *_NUMBERS, "expla
 def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
     """Find the one factor that best explains m ≈ (1 − c)·m₀ over all vectors of all changed matrices of a checkpoint.
 
-    Decoupled weight decay leaves c = 1 − Π(1 − lr·wd), about Σ lr·wd, in every matrix that it acts on. By least squares
-    over all vectors, c is the mean of the matrices' own factors with weights ‖W₀‖².
+    Decoupled weight decay leaves c = 1 − Π(1 − lr·wd), about Σ lr·wd, in every matrix that it acts on. c is that of
+    W ≈ (1 − c)·W₀ (DoRA: m ≈ (1 − c)·m₀) by least squares over all matrices: the mean of the matrices' own factors with
+    weights ‖W₀‖². The length that vectors gain by turning is no part of it.
 
     Parameters
     ----------
@@ -52,7 +53,8 @@ def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
         square, own = matrices["base_norm"] ** 2, matrices["shrink"]
         change2 = (matrices["delta_m_norm"] ** 2).sum()
         c = float((own * square).sum() / square.sum()) if len(matrices) else np.nan
-        share = float(c**2 * square.sum() / change2) if change2 else np.nan
+        explained = -(2 * c * _m0_times_change(matrices).sum() + c**2 * square.sum())
+        share = float(explained / change2) if change2 else np.nan
         rows.append(
             dict(zip(("method", "step", "axis"), key, strict=True))
             | {"matrices": len(matrices), "common_shrink": c, "explained_share": share}
@@ -62,3 +64,10 @@ def common_shrink(metrics: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(COMMON_SHRINK_COLUMNS))
     numbers = dict.fromkeys(_NUMBERS, "float64")
     return table.astype({"step": "Int64", "matrices": "int64", "explains": "bool"} | numbers)
+
+
+def _m0_times_change(matrices: pd.DataFrame) -> pd.Series[float]:
+    """Σ m₀(m − m₀) of each matrix: from m² = m₀² + 2·m₀ρ + Σ d², summed over its vectors."""
+    fitted = -matrices["shrink"] * matrices["base_norm"] ** 2  # Σ m₀ρ, but for DoRA Σ m₀(m − m₀) itself
+    by_turning = (matrices["update_norm"] ** 2 - matrices["delta_m_norm"] ** 2) / 2
+    return fitted + by_turning.where(matrices["update"] != "dora", 0.0)

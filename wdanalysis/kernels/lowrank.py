@@ -21,6 +21,9 @@ from wdanalysis.kernels.sums import Vector
 
 Array = NDArray[np.float64]
 
+SAMPLE = 64
+"""So many vectors of the base are kept, to tell how alike its vectors are."""
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -77,11 +80,16 @@ class LowRankSums:
         vectors = updates[0].sides(axis)[0].shape[0]
         self._a = np.zeros(vectors)
         self._product = np.zeros((vectors, self._length_sides.shape[1]))
+        self._sampled = np.unique(np.linspace(0, vectors - 1, SAMPLE).astype(np.intp))
+        self.sample = np.zeros((len(self._sampled), len(self._length_sides)))
+        """Some vectors of W₀, evenly over the matrix, once all blocks are added: n × length."""
 
     def add(self, block: Array, vectors: slice, length: slice) -> None:
         """Add a block of W₀, given as vectors × length with the place where it lies."""
         self._a[vectors] += np.einsum("ij,ij->i", block, block)
         self._product[vectors] += block @ self._length_sides[length]
+        first, stop = np.searchsorted(self._sampled, (vectors.start, vectors.stop))
+        self.sample[first:stop, length] = block[self._sampled[first:stop] - vectors.start]
 
     def sums(self) -> list[tuple[Vector, Vector, Vector]]:
         """(a, p, q) of each vector, for each update in the order given."""

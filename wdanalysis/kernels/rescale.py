@@ -50,7 +50,9 @@ def vector_changes_of_dora(a: Vector, p: Vector, q: Vector, magnitude: Vector) -
     turn = np.where((magnitude < 0) & (v_norm > 0), 2 - turn_of_v, turn_of_v)
     turn = np.where((m0 == 0) & (m == 0), 0.0, np.where((m0 == 0) != (m == 0), 1.0 + 0.0 * turn, turn))
     change = m - m0
-    return VectorChanges(m0, change, turn, change**2 + 2 * m0 * m * turn)  # Σ d², by the law of cosines
+    radial = np.where(m0 == 0, 0.0 * m, change - m * turn)
+    update_norm2 = change**2 + 2 * m0 * m * turn  # the law of cosines
+    return VectorChanges(m0, change, turn, update_norm2, radial)
 
 
 def rescaled_update(

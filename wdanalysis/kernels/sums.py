@@ -7,6 +7,7 @@ For one vector w₀ of the base and the same vector w of the tuned matrix, with 
     m₀ = √a                  m = √(a + 2p + q)                       the two magnitudes (Eq. 2)
     m − m₀ = (2p + q) / (m + m₀)
     1 − cos = (a·q − p²) / (a·m²) / (1 + cos),  cos = (a + p) / (m₀·m)
+    ρ = p/m₀                                the radial part of d: m − m₀ = ρ + m·(1 − cos), exactly
 
 The usual m − m₀ and 1 − cos subtract nearly equal numbers; these two forms do not, and keep their digits for updates
 far smaller than the weights. What they give up lies at the other end: for a vector that tuning shrank to a fraction
@@ -42,12 +43,21 @@ class VectorChanges:
         in only one of them, which has no angle.
     update_norm2
         Σ d², the squared length of the update.
+    radial
+        ρ = w₀·d/m₀, how far d goes along w₀; 0 where w₀ is zero and has no direction. What remains of m − m₀ is
+        m·(1 − cos), which the turn adds to the length.
     """
 
     magnitude: Vector
     magnitude_change: Vector
     turn: Vector
     update_norm2: Vector
+    radial: Vector
+
+    @property
+    def centrifugal(self) -> Vector:
+        """m·(1 − cos): m − m₀ less its radial part."""
+        return (self.magnitude + self.magnitude_change) * self.turn
 
 
 def vector_changes(a: Vector, p: Vector, q: Vector) -> VectorChanges:
@@ -62,7 +72,10 @@ def vector_changes(a: Vector, p: Vector, q: Vector) -> VectorChanges:
     both = m + m0
     with np.errstate(invalid="ignore"):  # a vector that is not finite
         change = np.divide(2 * p + q, both, out=np.zeros_like(both), where=both != 0)
-    return VectorChanges(m0, np.where(m == 0, 0.0 - m0, change), one_minus_cos, q)
+        radial = np.divide(p, m0, out=np.zeros_like(m0), where=m0 != 0)
+    is_zero = m == 0
+    change, radial = (np.where(is_zero, 0.0 - m0, values) for values in (change, radial))
+    return VectorChanges(m0, change, one_minus_cos, q, radial)
 
 
 def magnitudes_and_turn(a: Vector, p: Vector, q: Vector) -> tuple[Vector, Vector, Vector]:

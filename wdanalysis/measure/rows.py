@@ -1,21 +1,48 @@
 """From what a pass over the bytes found of each vector to a row of the table.
 
 The row is ΔM and ΔD with what makes them readable, and from the same sums what the two alone cannot tell
-(`MatrixDiagnostics`): uniform shrink, the floor that rounding sets, and which vectors moved.
+(`MatrixDiagnostics`): uniform shrink, the floor that rounding sets, which vectors moved, what is radial in it, and what
+an update without structure would have done.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from wdanalysis.checkpoints.model import StoredMatrix
 from wdanalysis.checkpoints.names import Part
 from wdanalysis.decomposition import Axis
+from wdanalysis.kernels.chance import chance
 from wdanalysis.kernels.sums import Vector, VectorChanges
 from wdanalysis.measure.plan import State
+
+UpdateKind = Literal["stored", "low-rank", "dora"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What kind of update a matrix got.
+
+    Attributes
+    ----------
+    kind
+        ``stored``: two whole matrices; ``low-rank``: an adapter; ``dora``: an adapter with magnitudes of its own.
+    rank
+        r of an adapter's factors.
+    alignment
+        Of an adapter: the mean squared cosine between two vectors of the base.
+    """
+
+    kind: UpdateKind
+    rank: int | None = None
+    alignment: float = 0.0
+
+
+STORED = Update("stored")
 
 
 @dataclass(frozen=True)
@@ -25,7 +52,8 @@ class MatrixDiagnostics:
     Attributes
     ----------
     shrink
-        c of m ≈ (1 − c)·m₀ by least squares over the vectors: c = −Σ m₀(m − m₀) / Σ m₀². Negative for growth.
+        c of W ≈ (1 − c)·W₀ by least squares: c = −Σ m₀ρ / Σ m₀² = −⟨W₀, ΔW⟩ / ‖W₀‖²; for ``dora``, whose vectors get
+        no longer by turning, c of m ≈ (1 − c)·m₀, with m − m₀ for ρ. Negative for growth.
     shrink_share
         The share of ΔM that the shrink explains: 1 − delta_m_unshrunk / ΔM.
     delta_m_unshrunk
@@ -42,6 +70,17 @@ class MatrixDiagnostics:
         ‖W₀‖ (Frobenius): √Σ m₀².
     delta_m_norm
         √Σ (m − m₀)².
+    update, rank
+        See `Update`.
+    mean_rho, mean_abs_rho
+        Means of ρ = w₀·d/m₀, the radial part of m − m₀, and of |ρ|.
+    centrifugal
+        Mean m·(1 − cos), the rest: delta_m_signed = mean_rho + centrifugal.
+    radial_share
+        Σ ρ² / ‖ΔW‖².
+    null_delta_m, null_delta_m_sd, null_delta_d, null_delta_d_sd
+        ΔM and ΔD that an update without structure of the same norm (and rank) would be expected to make, and how far
+        one such update lies from it (`wdanalysis.kernels.chance`). None for ``dora``, whose m is a parameter.
     mean_inverse_m0_squared
         Mean 1/m₀² over the vectors that are not zero.
     """
@@ -59,16 +98,33 @@ class MatrixDiagnostics:
     delta_d_max: float | None = None
     base_norm: float | None = None
     delta_m_norm: float | None = None
+    update: UpdateKind | None = None
+    rank: int | None = None
+    mean_rho: float | None = None
+    mean_abs_rho: float | None = None
+    centrifugal: float | None = None
+    radial_share: float | None = None
+    null_delta_m: float | None = None
+    null_delta_m_sd: float | None = None
+    null_delta_d: float | None = None
+    null_delta_d_sd: float | None = None
     mean_inverse_m0_squared: float | None = None
 
     @classmethod
     def of(
-        cls, changes: VectorChanges, *, delta_m_floor: float | None, delta_d_floor: float | None
+        cls,
+        changes: VectorChanges,
+        *,
+        length: int,
+        update: Update,
+        delta_m_floor: float | None,
+        delta_d_floor: float | None,
     ) -> MatrixDiagnostics:
         """Take them of a matrix's vectors, all finite; the floors are None for an update that is not rounded."""
         m0, dm, turn = changes.magnitude, changes.magnitude_change, changes.turn
         delta_m, base_norm = float(np.mean(np.abs(dm))), float(np.linalg.norm(m0))
-        c = uniform_shrink(m0, dm)
+        rho, update_norm2 = changes.radial, float(np.sum(changes.update_norm2))
+        c = uniform_shrink(m0, dm if update.kind == "dora" else rho)
         unshrunk = None if c is None else float(np.mean(np.abs(dm + c * m0)))
         m_median, m_p90, m_max = map(float, np.quantile(np.abs(dm), (0.5, 0.9, 1.0)))
         d_median, d_p90, d_max = map(float, np.quantile(turn, (0.5, 0.9, 1.0)))
@@ -86,6 +142,13 @@ class MatrixDiagnostics:
             delta_d_max=d_max,
             base_norm=base_norm,
             delta_m_norm=float(np.linalg.norm(dm)),
+            update=update.kind,
+            rank=update.rank,
+            mean_rho=float(np.mean(rho)),
+            mean_abs_rho=float(np.mean(np.abs(rho))),
+            centrifugal=float(np.mean(changes.centrifugal)),
+            radial_share=_ratio(float(rho @ rho), update_norm2),
+            **_null(changes.magnitude, length, update_norm2, update),
             mean_inverse_m0_squared=float(np.mean(m0[m0 > 0] ** -2.0)) if m0.any() else None,
         )
 
@@ -131,6 +194,7 @@ def row(
     state: State,
     changes: VectorChanges,
     *,
+    update: Update,
     tuned_dtype: str,
     unchanged_fraction: float,
     diagnostics: bool,
@@ -145,6 +209,8 @@ def row(
         What was compared, along which axis, and with what.
     changes
         Of every vector of the part.
+    update
+        Of what kind the change is.
     tuned_dtype
         As the tuned weights or factors are stored.
     unchanged_fraction
@@ -158,6 +224,7 @@ def row(
     m0, dm = changes.magnitude, changes.magnitude_change
     delta_m, delta_d = float(np.mean(np.abs(dm))), float(np.mean(changes.turn))
     base_norm, update_norm = math.sqrt(np.sum(m0**2)), math.sqrt(np.sum(changes.update_norm2))
+    length = inputs if axis == "out" else outputs
     unmeasured = MatrixChange(
         method=state.method,
         step=state.step,
@@ -166,14 +233,20 @@ def row(
         name=matrix.tensor.name,
         axis=axis,
         vectors=outputs if axis == "out" else inputs,
-        length=inputs if axis == "out" else outputs,
+        length=length,
         base_dtype=matrix.dtype,
         tuned_dtype=tuned_dtype,
     )
     if not all(map(math.isfinite, (delta_m, delta_d, base_norm, update_norm))):
         return unmeasured
     further = (
-        MatrixDiagnostics.of(changes, delta_m_floor=delta_m_floor, delta_d_floor=delta_d_floor)
+        MatrixDiagnostics.of(
+            changes,
+            length=length,
+            update=update,
+            delta_m_floor=delta_m_floor,
+            delta_d_floor=delta_d_floor,
+        )
         if diagnostics
         else MatrixDiagnostics()
     )
@@ -196,10 +269,22 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def uniform_shrink(m0: Vector, magnitude_change: Vector) -> float | None:
-    """C of m ≈ (1 − c)·m₀ by least squares: c = −Σ m₀(m − m₀) / Σ m₀²; None for a matrix of zeros."""
+def _null(magnitude: Vector, length: int, update_norm2: float, update: Update) -> dict[str, float]:
+    """The null columns by name."""
+    if update.kind == "dora":
+        return {}
+    expected = chance(magnitude, length, update_norm2, rank=update.rank, alignment=update.alignment)
+    return {f"null_{name}": value for name, value in vars(expected).items()}
+
+
+def uniform_shrink(m0: Vector, radial: Vector) -> float | None:
+    """C of W ≈ (1 − c)·W₀ by least squares: c = −Σ m₀ρ / Σ m₀²; None for a matrix of zeros.
+
+    By the magnitudes, m ≈ (1 − c)·m₀, a turn would pass for growth, as W₀ + ΔW gets longer by turning. DoRA's vectors
+    do not, and their m is what decay acts on: there it is the other way round, and m − m₀ stands for ρ.
+    """
     square = float(m0 @ m0)
-    return 0.0 - float(m0 @ magnitude_change) / square if square else None
+    return 0.0 - float(m0 @ radial) / square if square else None
 
 
 def delta_d_floor(ulp2: Vector, changes: VectorChanges) -> float:

@@ -21,12 +21,13 @@ from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
 from wdanalysis.decomposition import Axis
 from wdanalysis.kernels import cpu
+from wdanalysis.kernels.chance import mean_squared_cosine
 from wdanalysis.kernels.cores import available_cores
 from wdanalysis.kernels.lowrank import Array, Factors, LowRankSums
 from wdanalysis.kernels.rescale import rescaled_update, rescaling_less_one, vector_changes_of_dora
 from wdanalysis.kernels.sums import Vector, VectorChanges, vector_changes
 from wdanalysis.measure.plan import Job, Plan, State, tiles
-from wdanalysis.measure.rows import MatrixChange, delta_d_floor, delta_m_floor, row
+from wdanalysis.measure.rows import STORED, MatrixChange, Update, delta_d_floor, delta_m_floor, row
 
 DENSE_BLOCK_BYTES = 1 << 20
 """How much of a stored matrix a thread holds at once: base and tuned together fit in a second-level cache."""
@@ -140,6 +141,7 @@ class _DensePass:
                 self._axis,
                 self._state,
                 changes,
+                update=STORED,
                 tuned_dtype=self._tensor.dtype,
                 unchanged_fraction=float(sums[cpu.UNCHANGED].sum()) / (outputs * inputs),
                 diagnostics=weighted is not None,
@@ -203,6 +205,10 @@ class _LowRankPass:
     def rows(self, *, diagnostics: bool) -> list[MatrixChange]:
         """The table's rows of every update, once the base has passed."""
         changes = self._changes()
+        alignments = {
+            place: mean_squared_cosine(sums.sample) if diagnostics else 0.0
+            for place, sums in self._sums.items()
+        }
         return [
             row(
                 self._job.matrix,
@@ -210,6 +216,7 @@ class _LowRankPass:
                 self._axis,
                 state,
                 changes[index, at],
+                update=_kind(self._updates[index], alignments[self._place(at, self._updates[index])]),
                 tuned_dtype=update.A.dtype,
                 # an adapter moves a vector whole, or not at all
                 unchanged_fraction=float(np.mean(changes[index, at].update_norm2 == 0)),
@@ -285,6 +292,10 @@ def load_update(update: LowRankUpdate) -> Factors:
         magnitude=None if update.magnitude is None else widen(update.magnitude.read()).ravel(),
         magnitude_axis=update.magnitude_axis,
     )
+
+
+def _kind(factors: Factors, alignment: float) -> Update:
+    return Update("low-rank" if factors.magnitude is None else "dora", factors.A.shape[0], alignment)
 
 
 def outputs_of(part: Part) -> NDArray[np.intp]:
