@@ -26,4 +26,5 @@ def null_curve(rows: pd.DataFrame) -> pd.DataFrame:
         "delta_m": known["null_delta_m"],
         "delta_m_high": known["null_delta_m"] + half,
     }
-    return known[["method", "module", "step", "layer"]].assign(**values)
+    curve = known[["method", "module", "step", "layer"]].assign(**values)
+    return pd.DataFrame(curve, columns=list(NULL_CURVE_COLUMNS))

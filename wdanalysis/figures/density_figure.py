@@ -59,8 +59,9 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
         titles = style.told_apart(methods, TITLE_CHARACTERS[n_columns])
         edges = [_edges(values[drawn]) for values in (x, y)]
         counts = {
-            method: np.histogram2d(*(values[drawn & (method_of == method)] for values in (x, y)), edges)[0]
+            method: np.histogram2d(x[shown], y[shown], edges)[0]
             for method in methods
+            for shown in [drawn & (method_of == method)]
         }
         most = max(float(count.max()) for count in counts.values())
         norm = LogNorm(1, max(most, 10))

@@ -103,7 +103,8 @@ def _draw_module(
         for faint in (True, False):
             for part in runs if faint else [table]:
                 ordered = part.sort_values("layer", kind="stable")
-                for (method, stack), line in ordered.groupby(["method", "stack"], sort=False):
+                for key, line in ordered.groupby(["method", "stack"], sort=False):
+                    method, stack = map(str, key)
                     x = [methods.index(method)] * len(line) if single else line["layer"].astype(int)
                     look = profiles.line_style(styles[method], len(line), stacks.get(stack), faint=faint)
                     panel.plot(x, line[column], **look)

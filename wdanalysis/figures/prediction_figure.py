@@ -19,9 +19,9 @@ from wdanalysis.figures.scatter_figure import MANY_POINTS, TITLE_CHARACTERS
 def prediction(predictions: pd.DataFrame, module: str) -> Figure:
     """Draw the observed value (y) against the predicted one (x) of a module's matrices.
 
-    A panel is a method, a law and what it predicts; on the grey line both are equal. R² is the share of the observed
-    variance that the prediction leaves nothing of, 1 − Σ(observed − predicted)²/Σ(observed − mean)²: nothing is
-    fitted to the points, and it is negative where their mean would predict better.
+    A panel is a method, a law and what it predicts; on the grey line both are equal. R² is
+    1 − Σ(observed − predicted)²/Σ(observed − mean)², of no line through the points but of the law itself: it is
+    negative where their mean would predict better. A law with a factor that was fitted says so.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def prediction(predictions: pd.DataFrame, module: str) -> Figure:
         for panel, ((method, law, quantity), points) in zip(panels, groups, strict=False):
             _draw(panel, points, norm, str(quantity))
             panel.set_title(names[str(method)], loc="left", pad=26)
-            says = style.shortened(str(law), TITLE_CHARACTERS[n_columns] + 4)
+            says = style.shortened(_law(str(law), points), TITLE_CHARACTERS[n_columns] + 4)
             numbers = f"R² = {_r_squared(points)},  n = {len(points)}"
             panel.text(
                 *(0, 1.03, f"{says}\n{numbers}"), transform=panel.transAxes, va="bottom", color=style.QUIET
@@ -116,10 +116,19 @@ def _draw(panel: Axes, points: pd.DataFrame, norm: Normalize, quantity: str) -> 
     style.number_axis(panel.yaxis, f"observed {name}", ticks=4)
 
 
+def _law(law: str, points: pd.DataFrame) -> str:
+    """Name a law, with the factor that was fitted where one was."""
+    fitted = points["fitted"].iloc[:1].to_numpy(float) if "fitted" in points else np.empty(0)
+    return law.replace("_", " ") + "".join(
+        f" × {style.number(f, 2)} (fitted)" for f in fitted[np.isfinite(fitted)]
+    )
+
+
 def _r_squared(points: pd.DataFrame) -> str:
     """Return a panel's R² from the table, or of its rows where the table has none."""
-    if "r_squared" in points and np.isfinite(points["r_squared"].iloc[:1]).all() and len(points):
-        return style.decimals(float(points["r_squared"].iloc[0]))
+    if "r2" in points and len(points):
+        r2 = float(points["r2"].iloc[0])
+        return style.decimals(r2) if np.isfinite(r2) else "–"
     observed, predicted = points["observed"].astype(float), points["predicted"].astype(float)
     spread = ((observed - observed.mean()) ** 2).sum()
     return style.decimals(1 - ((observed - predicted) ** 2).sum() / spread) if spread > 0 else "–"

@@ -85,6 +85,7 @@ def method_legend(
     handles = [Line2D([], [], **line_style(styles[method], points)) for method in labels]
     names = list(labels.values())
     if len(stacks) > 1:
-        handles += [Line2D([], [], color=style.QUIET, linestyle=dashes) for dashes in stacks.values()]
+        looks: list[dict[str, Any]] = [{"color": style.QUIET, "linestyle": line} for line in stacks.values()]
+        handles += [Line2D([], [], **look) for look in looks]
         names += [stack or "other" for stack in stacks]
     style.legend(figure, handles, names)

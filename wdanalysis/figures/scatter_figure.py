@@ -143,8 +143,10 @@ def scatter(
             )
             if of_method.empty:
                 style.message(panel, "no values")
-            framed = slice(None) if share else method
-            _set_axes(panel, *(_of(table, framed) for table in (every_run, null)), pair)
+            if share:
+                _set_axes(panel, every_run, null, pair)
+            else:
+                _set_axes(panel, *_of(method, every_run, null), pair)
         for empty in range(len(methods), len(panels)):
             panels[empty].remove()
             panels[empty - n_columns].tick_params(labelbottom=True)
@@ -196,9 +198,9 @@ def _heading(pair: tuple[str, str]) -> str:
     return f"{y} against {x}"
 
 
-def _of(table: pd.DataFrame, method: str | slice) -> pd.DataFrame:
-    """Return the rows of a method, or all."""
-    return table if isinstance(method, slice) else table[table["method"] == method]
+def _of(method: str, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of a method in two tables."""
+    return one[one["method"] == method], other[other["method"] == method]
 
 
 def _pooled_lines(
@@ -206,10 +208,10 @@ def _pooled_lines(
 ) -> dict[str, Line]:
     """Return the pooled row of the table of correlations for each method: of ΔM on ΔD, or of y on x."""
     if pair != (PAPER_X, PAPER_Y):
-        unfit = [name for name in rows if name.startswith("null_") or name.endswith("_unshrunk")]
+        unfit = [name for name in map(str, rows) if name.startswith("null_") or name.endswith("_unshrunk")]
         swapped = rows.assign(**{PAPER_X: rows[pair[0]], PAPER_Y: rows[pair[1]]}).drop(columns=unfit)
         correlations = regression.correlations(swapped)
-        nulls = [name for name in correlations if name.startswith("r_null")]
+        nulls = [name for name in map(str, correlations) if name.startswith("r_null")]
         correlations = correlations.drop(columns=nulls)
     elif correlations is None:
         correlations = regression.correlations(rows)
@@ -256,7 +258,7 @@ def _draw_points(
     for step, at_step in shown.groupby("step", dropna=False):
         marker = markers[None if pd.isna(step) else step][1]
         for (stack, hollow), rows in at_step.groupby(["_stack", "_hollow"]):
-            outline = outlines.get(stack, OUTLINES[-1])
+            outline = outlines.get(str(stack), OUTLINES[-1])
             width = 0.7 if outline != OUTLINES[0] else 0 if many else 0.25
             drawn = panel.scatter(
                 rows[pair[0]],
@@ -392,7 +394,7 @@ def _fill_shared_axes(points: pd.DataFrame, pair: tuple[str, str]) -> bool:
 
 def _set_axes(panel: Axes, points: pd.DataFrame, null: pd.DataFrame, pair: tuple[str, str]) -> None:
     """Let the points, and grey dots that are near them, decide what is seen, and not the band."""
-    for column, set_limits in zip(pair, (panel.set_xlim, panel.set_ylim), strict=True):
+    for column, name in zip(pair, ("xlim", "ylim"), strict=True):
         low, high = points[column].min(), points[column].max()
         if np.isfinite(low):
             if column in null and len(null):
@@ -402,6 +404,6 @@ def _set_axes(panel: Axes, points: pd.DataFrame, null: pd.DataFrame, pair: tuple
                     min(high + room, max(high, null[column].max())),
                 )
             margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
-            set_limits(low - margin, high + margin)
+            panel.set(**{name: (low - margin, high + margin)})
     style.number_axis(panel.xaxis, QUANTITIES[pair[0]].label, ticks=4)
     style.number_axis(panel.yaxis, QUANTITIES[pair[1]].label)

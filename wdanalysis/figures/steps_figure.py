@@ -79,12 +79,13 @@ def _draw(panel: Axes, choices: pd.DataFrame, colour: str, own: float) -> None:
     if known.empty:
         style.message(panel, "no values")
         return
-    heights, _, _ = panel.hist(known["r"], np.linspace(-1, 1, BINS + 1), color=colour, alpha=0.75, zorder=2)
-    panel.set_ylim(0, 1.12 * np.max(heights))
+    heights, edges = np.histogram(known["r"], np.linspace(-1, 1, BINS + 1))
+    panel.bar(edges[:-1], heights, 2 / BINS, align="edge", color=colour, alpha=0.75, zorder=2)
+    panel.set_ylim(0, 1.12 * heights.max())
     if np.isfinite(own):
         edge = withStroke(linewidth=3, foreground="white")
         panel.axvline(own, color="black", linewidth=1.5, zorder=3, path_effects=[edge])
-    lowest, highest = known.loc[known["r"].idxmin()], known.loc[known["r"].idxmax()]
+    lowest, highest = (known.iloc[int(place)] for place in (known["r"].argmin(), known["r"].argmax()))
     ends = (
         f"{_named(lowest)} … {_named(highest)};  {len(known)} choices"
         if len(known) > 1
