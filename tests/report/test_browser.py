@@ -206,8 +206,8 @@ def test_the_null_is_drawn_behind_the_points_of_each_panel(
 def test_each_panel_says_how_r_depends_on_one_layer_and_what_the_null_gives(full_reader: Reader) -> None:
     for figure in full_reader.all("#scatters figure"):
         caption = figure.find_element("css selector", "figcaption").text
-        assert "one layer out −0.25 … 0.50" in caption
-        assert "null: r = 0.60 [0.40, 0.80]" in caption
+        assert "one layer out: −0.25 … 0.50" in caption
+        assert "null: 0.60 [0.40, 0.80]" in caption
 
 
 def test_predictions_are_drawn_and_listed_with_their_r2(full_reader: Reader, comparison: Comparison) -> None:

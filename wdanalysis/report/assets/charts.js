@@ -119,7 +119,11 @@ function beforeFilters(method) {
   const [r, interval, out, nullR, band] = [shown("pearson_r"), shown("r_low", "r_high"), shown("leave_out_low", "leave_out_high"), shown("r_null"), shown("r_null_low", "r_null_high")];
   if (!r) return [];
   const inBrackets = (ends) => (ends ? ` [${ends.join(", ")}]` : "");
-  return [`all: r = ${r}${inBrackets(interval)}${out ? `, one layer out ${out.join(" … ")}` : ""}`, ...(nullR ? [`null: r = ${nullR}${inBrackets(band)}`] : [])];
+  return [
+    `all: r = ${r}${inBrackets(interval)}`,
+    ...(out ? [`one layer out: ${out.join(" … ")}`] : []),
+    ...(nullR ? [`null: ${nullR}${inBrackets(band)}`] : []),
+  ];
 }
 
 /** Limits that reach out for updates without structure, as far as the figures do. */
