@@ -210,11 +210,11 @@ def _pooled_lines(
     if pair != (PAPER_X, PAPER_Y):
         unfit = [name for name in map(str, rows) if name.startswith("null_") or name.endswith("_unshrunk")]
         swapped = rows.assign(**{PAPER_X: rows[pair[0]], PAPER_Y: rows[pair[1]]}).drop(columns=unfit)
-        correlations = regression.correlations(swapped)
+        correlations = regression.correlations(selection.over_runs(swapped))
         nulls = [name for name in map(str, correlations) if name.startswith("r_null")]
         correlations = correlations.drop(columns=nulls)
     elif correlations is None:
-        correlations = regression.correlations(rows)
+        correlations = regression.correlations(selection.over_runs(rows))
     module = rows["module"].iloc[0]
     pooled = correlations[(correlations["scope"] == "pooled") & (correlations["module"] == module)]
     return {str(row["method"]): row for row in pooled.to_dict("records")}
@@ -222,7 +222,7 @@ def _pooled_lines(
 
 def _readings(rows: pd.DataFrame, readings: pd.DataFrame | None) -> list[str]:
     """Return what is read from each panel, a paragraph a method."""
-    table = sentences.readings(rows) if readings is None else readings
+    table = sentences.readings(selection.over_runs(rows)) if readings is None else readings
     table = table[table["module"] == rows["module"].iloc[0]]
     by_method = table.groupby("method", sort=False)["sentence"].agg(" ".join)
     return [style.shortened(f"{method}: {text}", 300) for method, text in by_method.items()]

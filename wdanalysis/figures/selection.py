@@ -110,7 +110,7 @@ def over_runs(rows: pd.DataFrame) -> pd.DataFrame:
     places = [
         column for column in ("method", "step", "layer", "module", "stack", "name", "axis") if column in rows
     ]
-    numbers = set(rows.select_dtypes("number").columns)
+    numbers = set(rows.select_dtypes("float").columns)  # whole numbers are sizes, the same in all runs
     how = {column: "mean" if column in numbers else "first" for column in rows if column not in places}
     means = rows.groupby(places, sort=False, dropna=False).agg(how).reset_index()
     return means[list(rows.columns)]
