@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from wdanalysis.analysis.findings import Findings
 from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.comparison import Comparison
 from wdanalysis.measure.plan import Skipped
@@ -42,6 +43,11 @@ def make_comparison(methods: tuple[str, ...] = METHODS, layers: int = LAYERS) ->
             "vectors": 8,
             "length": 8,
             "zero_vectors": 0,
+            "run": "",
+            "stack": "",
+            "update": "stored",
+            "rank": None,
+            "grid": "",
             "delta_m": random.uniform(1, 2) * 1e-3,
             "delta_d": random.uniform(1, 2) * 1e-6 * (1 if method == "FT" else 1000),
             "floor_ratio": random.uniform(1, 9) if method == "FT" else np.nan,
@@ -64,6 +70,53 @@ def make_comparison(methods: tuple[str, ...] = METHODS, layers: int = LAYERS) ->
     return Comparison(metrics, run)
 
 
+class FullFindings(Findings):
+    """What a comparison with null models, a known schedule and many steps has to show."""
+
+    @property
+    def correlations(self) -> pd.DataFrame:
+        table = super().correlations
+        pooled = table["scope"] == "pooled"
+        known = {
+            "leave_out_low": -0.25,
+            "leave_out_high": 0.5,
+            "r_null": 0.6,
+            "r_null_low": 0.4,
+            "r_null_high": 0.8,
+        }
+        return table.assign(**{name: np.where(pooled, value, np.nan) for name, value in known.items()})
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        rows = self.metrics.query("method == 'LoRA'")
+        columns = ["method", "module", "axis", "step", "layer", "name"]
+        values = {
+            "law": "turning",
+            "quantity": "delta_m",
+            "predicted": rows["delta_m"],
+            "observed": rows["delta_m"],
+        }
+        return rows[columns].assign(**values, r2=1.0)
+
+    @property
+    def step_choices(self) -> pd.DataFrame:
+        choice = {"module": "q", "axis": "out", "steps": "1, 2, 3, 4", "r": 0.5}
+        return pd.DataFrame([{"method": method, **choice} for method in METHODS])
+
+
+def full_findings() -> FullFindings:
+    """The made-up comparison with every column and table of which the page knows."""
+    metrics = make_comparison().metrics
+    null = {
+        "update": "stored",
+        "null_delta_m": 1.2 * metrics["delta_m"],
+        "null_delta_m_sd": 0.1 * metrics["delta_m"],
+        "null_delta_d": metrics["delta_d"],
+        "null_delta_d_sd": 0.1 * metrics["delta_d"],
+    }
+    return FullFindings(metrics.assign(**null))
+
+
 class Reader:
     """What a person does with the page."""
 
@@ -83,7 +136,8 @@ class Reader:
             self.chrome.get_log(log)
         self.chrome.get(self.page.as_uri())
         self.wait(
-            "return charts && [...charts.scatters, ...charts.profiles].every(({ target }) => target.children.length)"
+            "return charts && [...charts.scatters, ...charts.predictions, ...charts.profiles]"
+            ".every(({ target }) => target.children.length)"
         )
         return self
 

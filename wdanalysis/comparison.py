@@ -200,7 +200,8 @@ class Comparison:
         """
         from wdanalysis import figures
 
-        return figures.scatter(self.metrics, module, **options)
+        beside = {"correlations": self._findings.correlations, "readings": self._findings.readings}
+        return figures.scatter(self.metrics, module, **beside | options)
 
     def layers(self, module: str, **options: Any) -> Figure:
         """ΔM and ΔD by layer (Figures 3 and 8). Options as in `wdanalysis.figures.layers`.
@@ -237,6 +238,43 @@ class Comparison:
         from wdanalysis import figures
 
         return figures.heatmap(self.metrics, method, **options)
+
+    def prediction(self, module: str) -> Figure:
+        """What the runs' schedules predict against what was observed; see `wdanalysis.figures.prediction`."""
+        from wdanalysis import figures
+
+        return figures.prediction(self._drawn_table("predictions"), module)
+
+    def steps(self, module: str) -> Figure:
+        """Over all choices of four steps, the pooled r; see `wdanalysis.figures.steps`."""
+        from wdanalysis import figures
+
+        choices = self._drawn_table("step_choices")
+        return figures.steps(choices, module, correlations=self._findings.correlations)
+
+    def density(self, module: str, **options: Any) -> Figure:
+        """The vectors behind ΔM and ΔD, where they were kept. Options as in `wdanalysis.figures.density`."""
+        from wdanalysis import figures
+
+        return figures.density(self._drawn_table("vectors"), module, **options)
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        """Every table that figures are drawn from, by name; those that this comparison lacks are left out."""
+        from wdanalysis.figures.kinds import TABLES
+
+        found = {
+            name: getattr(self, name, None)
+            if name in ("metrics", "vectors")
+            else getattr(self._findings, name, None)
+            for name in TABLES
+        }
+        return {name: table for name, table in found.items() if table is not None}
+
+    def _drawn_table(self, name: str) -> pd.DataFrame:
+        """A table that a figure shows; without rows where there is none."""
+        import pandas as pd
+
+        return self._tables().get(name, pd.DataFrame())
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML file that holds everything: readings, charts to explore, tables, and provenance.
@@ -275,6 +313,8 @@ class Comparison:
         format: str = "png",
         force: bool = False,
         report: bool = True,
+        x: str = "delta_d",
+        y: str = "delta_m",
     ) -> list[Path]:
         """Write tables, provenance, figures and the HTML report into a folder; each file appears whole or not at all.
 
@@ -283,13 +323,16 @@ class Comparison:
         directory
             Made where it is missing.
         figures
-            Which kinds (``scatter``, ``layers``, ``trajectory``, ``heatmap``); None writes all, an empty list none.
+            Which of `wdanalysis.figures.kinds.KINDS` (``scatter``, ``layers`` …); None writes all, an empty list none.
+            A kind that nothing is there to draw for writes none.
         format
             ``png``, ``pdf`` or ``svg``.
         force
             Replace the results that are in the folder; other files in it stay.
         report
             Whether to write ``report.html``, where the extra `report` is installed.
+        x, y
+            What the scatter shows, of `wdanalysis.figures.kinds.QUANTITIES`.
 
         Returns
         -------
@@ -313,9 +356,10 @@ class Comparison:
 
         directory = Path(directory)
         kinds = KINDS if figures is None else figures
-        planned = batch.planned_figures(self.metrics, kinds, format)
+        tables = self._tables()
+        planned = batch.planned_figures(tables, kinds, format, x=x, y=y)
         folder.check_free(directory, force=force)
-        with batch.drawing(self.metrics, planned, directory / folder.FIGURES, format=format) as finish:
+        with batch.drawing(tables, planned, directory / folder.FIGURES, format=format) as finish:
 
             def others() -> list[Path]:
                 with _tables_are_whole(directory):
@@ -358,7 +402,14 @@ class Comparison:
         return table + "".join(f"<p>{line}</p>" for line in lines)
 
 
-def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> list[Path]:
+def redraw(
+    directory: Path,
+    *,
+    figures: Iterable[str],
+    format: str = "png",
+    x: str = "delta_d",
+    y: str = "delta_m",
+) -> list[Path]:
     """Draw the figures of saved results again, replacing those of the same name.
 
     Raises
@@ -370,7 +421,9 @@ def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> l
 
     comparison = Comparison.load(directory)
     with _tables_are_whole(directory):
-        drawn = save_figures(comparison.metrics, directory / folder.FIGURES, kinds=figures, format=format)
+        drawn = save_figures(
+            comparison._tables(), directory / folder.FIGURES, kinds=figures, format=format, x=x, y=y
+        )
     folder.add(directory, comparison.run, drawn)
     return drawn
 

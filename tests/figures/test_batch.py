@@ -132,8 +132,8 @@ def metrics(table) -> pd.DataFrame:
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cores")
 def test_a_helper_draws_the_same_bytes_as_its_caller(metrics, tmp_path, monkeypatch) -> None:
-    planned = planned_figures(metrics, KINDS, "png")
-    work = Work(metrics, "png", 40)
+    planned = planned_figures({"metrics": metrics}, KINDS, "png")
+    work = Work({"metrics": metrics}, "png", 40)
     with drawing._helped(work, planned) as (left, begun):
         while left or not all(future.done() for future in begun.values()):
             time.sleep(0.05)
@@ -149,9 +149,9 @@ def test_a_helper_draws_the_same_bytes_as_its_caller(metrics, tmp_path, monkeypa
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
 def test_what_a_helper_leaves_is_drawn_by_its_caller(metrics, tmp_path, monkeypatch, signal) -> None:
     monkeypatch.setattr(drawing, "PATIENCE", 0.1)
-    planned = planned_figures(metrics, KINDS, "png")
+    planned = planned_figures({"metrics": metrics}, KINDS, "png")
     known = multiprocessing.active_children()
-    with drawing.drawing(metrics, planned, tmp_path, dpi=20) as finish:
+    with drawing.drawing({"metrics": metrics}, planned, tmp_path, dpi=20) as finish:
         (helper,) = set(multiprocessing.active_children()) - set(known)
         os.kill(helper.pid, getattr(Signals, signal))
         paths = finish()
@@ -167,7 +167,7 @@ def test_a_system_that_starts_no_processes_draws_alone(metrics, tmp_path, monkey
         raise NotImplementedError("this system has no semaphores")
 
     monkeypatch.setattr(drawing, "ProcessPoolExecutor", refused)
-    planned = planned_figures(metrics, KINDS, "png")
+    planned = planned_figures({"metrics": metrics}, KINDS, "png")
     assert len(save_figures(metrics, tmp_path, dpi=20)) == len(planned)
 
 
@@ -176,9 +176,9 @@ def test_ctrl_c_stops_helpers_and_leaves_nothing(metrics, tmp_path, monkeypatch)
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    planned = planned_figures(metrics, KINDS, "png")
+    planned = planned_figures({"metrics": metrics}, KINDS, "png")
     known = multiprocessing.active_children()
-    with drawing.drawing(metrics, planned, tmp_path) as finish:
+    with drawing.drawing({"metrics": metrics}, planned, tmp_path) as finish:
         (helper,) = set(multiprocessing.active_children()) - set(known)
         monkeypatch.setattr(Work, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -204,7 +204,9 @@ def test_a_script_without_a_guard_runs_once(metrics, tmp_path) -> None:
     )
     assert done.stdout == "it runs\n"
     assert done.stderr == ""
-    assert len(list((tmp_path / "figures").iterdir())) == len(planned_figures(metrics, KINDS, "png"))
+    assert len(list((tmp_path / "figures").iterdir())) == len(
+        planned_figures({"metrics": metrics}, KINDS, "png")
+    )
 
 
 def test_long_names_that_differ_in_the_middle_are_told_apart() -> None:
@@ -219,4 +221,4 @@ def test_long_names_that_differ_in_the_middle_are_told_apart() -> None:
 
 def test_a_method_without_layers_gets_no_heat_map(table) -> None:
     metrics = pd.concat([table(methods=["FT"]), table(methods=["flat"], layers=[None])])
-    assert [figure.name for figure in planned_figures(metrics, ["heatmap"], "png")] == ["FT"]
+    assert [figure.name for figure in planned_figures({"metrics": metrics}, ["heatmap"], "png")] == ["FT"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from report_page import make_comparison
+from report_page import full_findings, make_comparison
 
 from wdanalysis.comparison import Comparison
 
@@ -24,6 +24,15 @@ def page(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The report as a file."""
     pytest.importorskip("bokeh", reason="the report needs the extra 'report'")
     return comparison.report(tmp_path_factory.mktemp("report") / "report.html")
+
+
+@pytest.fixture(scope="session")
+def full_page(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report with null models, predictions and choices of steps."""
+    pytest.importorskip("bokeh", reason="the report needs the extra 'report'")
+    from wdanalysis import report
+
+    return report.write(tmp_path_factory.mktemp("full") / "report.html", full_findings(), comparison.run)
 
 
 @pytest.fixture(scope="session")

@@ -184,3 +184,49 @@ def test_the_charts_follow_the_dark_scheme(chromium: Chrome, page: Path) -> None
             "return [getComputedStyle(document.body).backgroundColor, charts.scatters[0].plot.background_fill_color]"
         )
     assert all(light != dark for light, dark in zip(*colours.values(), strict=True))
+
+
+@pytest.fixture
+def full_reader(chromium: Chrome, full_page: Path) -> Iterator[Reader]:
+    return Reader(chromium, full_page).open()
+
+
+def test_the_null_is_drawn_behind_the_points_of_each_panel(
+    full_reader: Reader, comparison: Comparison
+) -> None:
+    for panel, method in enumerate(METHODS):
+        of_method = comparison.metrics["method"] == method
+        rows = comparison.metrics[of_method & (comparison.metrics["module"] == "q")]
+        data = full_reader.run("return charts.scatters[arguments[0]].grey.data", panel)
+        assert len(data["x"]) == len(rows)
+        assert (pd.Series(data["low"]) < pd.Series(data["y"])).all()
+    assert "null: updates without structure" in full_reader.find("#scatter-legend").text
+
+
+def test_each_panel_says_how_r_depends_on_one_layer_and_what_the_null_gives(full_reader: Reader) -> None:
+    for figure in full_reader.all("#scatters figure"):
+        caption = figure.find_element("css selector", "figcaption").text
+        assert "one layer out: −0.25 … 0.50" in caption
+        assert "null: 0.60 [0.40, 0.80]" in caption
+
+
+def test_predictions_are_drawn_and_listed_with_their_r2(full_reader: Reader, comparison: Comparison) -> None:
+    (figure,) = full_reader.all("#predictions figure")
+    assert f"turning: R² = 1.00, n = {PER_MODULE // len(METHODS)}" in figure.text
+    data = full_reader.run("return charts.predictions[0].data.data")
+    assert data["x"] == data["y"]
+    rows = comparison.metrics.query("method == 'LoRA'")
+    assert f"of {len(rows)}" in full_reader.find("[data-table=predictions]").text
+    assert "1, 2, 3, 4" in full_reader.find("[data-table=step_choices]").text
+
+
+def test_the_null_and_the_predictions_follow_the_filters(full_reader: Reader) -> None:
+    full_reader.choose("#layer-from", "3")
+    assert full_reader.run("return charts.scatters[0].grey.data.x.length") == len(STEPS) * (LAYERS - 3)
+    assert full_reader.run("return charts.predictions[0].data.data.x.length") == len(STEPS) * (LAYERS - 3)
+
+
+def test_without_null_models_no_panel_names_them(reader: Reader) -> None:
+    if not reader.run("return nulls.length"):
+        assert "null" not in reader.find("#explore").text
+    assert reader.all("#predictions") == []

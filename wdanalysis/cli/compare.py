@@ -14,6 +14,7 @@ import typer
 
 from wdanalysis.cli import console, options
 from wdanalysis.decomposition import Axis
+from wdanalysis.figures.kinds import PAPER_X, PAPER_Y, QUANTITIES
 
 if TYPE_CHECKING:
     from wdanalysis.comparison import Comparison
@@ -95,6 +96,8 @@ def compare(
     ] = False,
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
+    x: options.X = PAPER_X,
+    y: options.Y = PAPER_Y,
     report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace results that are in DIR.")] = False,
     quiet: options.Quiet = False,
@@ -110,6 +113,9 @@ def compare(
     if not named:
         raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
     kinds = options.figure_kinds(figures)
+    for name, column in (("--x", x), ("--y", y)):
+        if QUANTITIES[column].diagnostic and not diagnostics:
+            raise typer.BadParameter(f"{column} is not measured without diagnostics", param_hint=name)
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
     if lr is None and (schedule or schedule_steps or warmup):
         raise typer.BadParameter("a schedule needs its peak: give --lr", param_hint="--schedule")
@@ -159,7 +165,7 @@ def compare(
                 '(its run.json says "complete": false).'
             ) from None
     compared = _with_command(measured)
-    written = compared.save(out, figures=kinds, format=format, force=force, report=report)
+    written = compared.save(out, figures=kinds, format=format, force=force, report=report, x=x, y=y)
     if as_json:
         console.lines(json.dumps(_as_json(compared, out, written), ensure_ascii=False))
     elif not quiet:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wdanalysis.figures.kinds import KINDS
+from wdanalysis.figures.kinds import KINDS, QUANTITIES
 
 OPTION_NAMES = {
     "directory": "out",
@@ -84,6 +84,24 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 Figures = Annotated[
     str, typer.Option(metavar="KINDS", help=f"Of {', '.join(KINDS)}, with commas; all; none.")
 ]
+
+
+def quantity(column: str) -> str:
+    """Refuse what is no quantity for an axis of the scatter."""
+    if column not in QUANTITIES:
+        raise typer.BadParameter(f"{column!r} is not one of {', '.join(QUANTITIES)}")
+    return column
+
+
+X = Annotated[
+    str,
+    typer.Option(
+        callback=quantity,
+        metavar="COLUMN",
+        help=f"What the scatter shows along x: of {', '.join(QUANTITIES)}.",
+    ),
+]
+Y = Annotated[str, typer.Option(callback=quantity, metavar="COLUMN", help="The same along y.")]
 
 
 def figure_kinds(text: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""The paper's figures from the metrics table; using one imports matplotlib.
+"""The paper's figures from the metrics table, and those of tables beside it; using one imports matplotlib.
 
-Every function takes the table and returns a `matplotlib.figure.Figure` that is not tied to pyplot and draws
+Every function takes a table and returns a `matplotlib.figure.Figure` that is not tied to pyplot and draws
 without a display, so that a user can go on drawing on it.
 """
 
@@ -13,19 +13,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from wdanalysis.figures.batch import save_figures
+    from wdanalysis.figures.density_figure import density
     from wdanalysis.figures.heatmap_figure import heatmap
     from wdanalysis.figures.layers_figure import layers
+    from wdanalysis.figures.prediction_figure import prediction
     from wdanalysis.figures.scatter_figure import scatter
+    from wdanalysis.figures.steps_figure import steps
     from wdanalysis.figures.trajectory_figure import trajectory
 
-__all__ = ["Figure", "heatmap", "layers", "save_figures", "scatter", "trajectory"]
+__all__ = [
+    "Figure",
+    "density",
+    "heatmap",
+    "layers",
+    "prediction",
+    "save_figures",
+    "scatter",
+    "steps",
+    "trajectory",
+]
 
 _HOME = {
     "Figure": "matplotlib.figure",
+    "density": "wdanalysis.figures.density_figure",
     "heatmap": "wdanalysis.figures.heatmap_figure",
     "layers": "wdanalysis.figures.layers_figure",
+    "prediction": "wdanalysis.figures.prediction_figure",
     "save_figures": "wdanalysis.figures.batch",
     "scatter": "wdanalysis.figures.scatter_figure",
+    "steps": "wdanalysis.figures.steps_figure",
     "trajectory": "wdanalysis.figures.trajectory_figure",
 }
 

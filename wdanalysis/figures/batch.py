@@ -13,16 +13,16 @@ import multiprocessing
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 from wdanalysis.errors import OutputError
-from wdanalysis.figures.kinds import FORMATS, KINDS
+from wdanalysis.figures.kinds import FORMATS, KINDS, PAPER_X, PAPER_Y, QUANTITIES
 from wdanalysis.kernels.cores import available_cores
 from wdanalysis.writing import write_whole
 
@@ -41,6 +41,10 @@ PATIENCE = 60.0
 """Seconds that the caller waits for a figure that a helper has begun before it draws it itself."""
 
 
+Tables: TypeAlias = "Mapping[str, pd.DataFrame]"
+"""Tables by their names in `wdanalysis.figures.kinds.TABLES`; those that there are not are left out."""
+
+
 @dataclass(frozen=True)
 class PlannedFigure:
     """One figure of the set.
@@ -53,48 +57,71 @@ class PlannedFigure:
         The module or method that it shows.
     file
         Name of its file.
+    options
+        Arguments of its function beyond tables, as pairs.
     """
 
     kind: str
     name: str
     file: str
+    options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Work:
-    """A table to be drawn, and how."""
+    """Tables to be drawn, and how."""
 
-    metrics: pd.DataFrame
+    tables: Tables
     format: str
     dpi: float | None
+
+    def part(self, figure: PlannedFigure) -> Work:
+        """Return what one figure needs of it: the whole metrics, which give methods their colours, else its rows."""
+        kind = KINDS[figure.kind]
+        tables = {name: self.tables[name] for name in (kind.table, *kind.beside) if name in self.tables}
+        return replace(
+            self,
+            tables={
+                name: table if name == "metrics" or table.empty else table[table[kind.of] == figure.name]
+                for name, table in tables.items()
+            },
+        )
 
     def draw(self, figure: PlannedFigure) -> bytes:
         """Return the file of a figure."""
         from wdanalysis import figures
         from wdanalysis.figures import style
 
+        kind = KINDS[figure.kind]
+        tables = self.part(figure).tables
+        beside = {name: tables[name] for name in kind.beside if name in tables}
+        drawn = getattr(figures, figure.kind)(
+            tables[kind.table], figure.name, **beside, **dict(figure.options)
+        )
         file = io.BytesIO()
-        drawn = getattr(figures, figure.kind)(self.metrics, figure.name)
         style.write(drawn, file, self.format, self.dpi)
         return file.getvalue()
 
 
 def save_figures(
-    metrics: pd.DataFrame,
+    tables: pd.DataFrame | Tables,
     directory: str | Path,
     *,
     kinds: Iterable[str] = tuple(KINDS),
     format: str = "png",
     dpi: float | None = None,
+    x: str = PAPER_X,
+    y: str = PAPER_Y,
 ) -> list[Path]:
-    """Write `scatter_<module>`, `layers_<module>`, `trajectory_<module>`, `heatmap_<method>` into a folder.
+    """Write `scatter_<module>`, `layers_<module>`, `trajectory_<module>`, `heatmap_<method>` … into a folder.
 
-    The same table gives the same bytes. In PDF and SVG, text stays text.
+    The same tables give the same bytes. In PDF and SVG, text stays text.
 
     Parameters
     ----------
-    metrics
-        The metrics table.
+    tables
+        The metrics table, or several tables by their names (`wdanalysis.figures.kinds.TABLES`) with ``metrics`` among
+        them. A kind whose table is missing has no figures.
     directory
         Where to write; made where it is missing. The files appear once all are drawn, and replace those of the same
         name.
@@ -104,6 +131,9 @@ def save_figures(
         ``png``, ``pdf`` or ``svg``.
     dpi
         Pixels per inch of a PNG; 200 by default.
+    x, y
+        What the scatter shows, of `wdanalysis.figures.kinds.QUANTITIES`; other axes than the paper's are in the file's
+        name.
 
     Returns
     -------
@@ -113,43 +143,61 @@ def save_figures(
     Raises
     ------
     OutputError
-        There is no such kind or format.
+        There is no such kind, format or quantity.
     ComparisonError
-        The table mixes the two axes.
+        The table mixes the two axes, or lacks a quantity.
     """
-    figures = planned_figures(metrics, kinds, format)
-    with drawing(metrics, figures, Path(directory), format=format, dpi=dpi) as finish:
+    named = tables if isinstance(tables, Mapping) else {"metrics": tables}
+    figures = planned_figures(named, kinds, format, x=x, y=y)
+    with drawing(named, figures, Path(directory), format=format, dpi=dpi) as finish:
         return finish()
 
 
-def planned_figures(metrics: pd.DataFrame, kinds: Iterable[str], format: str) -> list[PlannedFigure]:
-    """Return every figure of the set, in the order of `kinds` and of the table; no heat map without layers.
+def planned_figures(
+    tables: Tables, kinds: Iterable[str], format: str, *, x: str = PAPER_X, y: str = PAPER_Y
+) -> list[PlannedFigure]:
+    """Return every figure of the set, in the order of `kinds` and of the tables; no heat map without layers.
 
     None at all where no matrix has a value.
 
     Raises
     ------
     OutputError
-        There is no such kind or format.
+        There is no such kind, format or quantity.
     """
     kinds = list(kinds)
-    for choice, choices in [(format, FORMATS), *((kind, KINDS) for kind in kinds)]:
+    chosen = [(format, FORMATS), *((kind, KINDS) for kind in kinds), (x, QUANTITIES), (y, QUANTITIES)]
+    for choice, choices in chosen:
         if choice not in choices:
             raise OutputError(f"there is no figure {choice!r}; choose of {', '.join(choices)}.")
+    axes = () if (x, y) == (PAPER_X, PAPER_Y) else (("x", x), ("y", y))
     taken: set[str] = set()
-    known = metrics if metrics["delta_m"].notna().any() else metrics.iloc[:0]
-    return [
-        PlannedFigure(kind, str(name), _free_name(f"{kind}_{_file_safe(str(name))}", format, taken))
-        for kind in kinds
-        for name in (known[known["layer"].notna()] if kind == "heatmap" else known)[
-            KINDS[kind]
-        ].drop_duplicates()
-    ]
+    figures = []
+    for kind in kinds:
+        options = axes if kind == "scatter" else ()
+        suffix = f"_{y}-over-{x}" if options else ""
+        figures += [
+            PlannedFigure(
+                kind, name, _free_name(f"{kind}_{_file_safe(name)}{suffix}", format, taken), options
+            )
+            for name in _names(tables, kind)
+        ]
+    return figures
+
+
+def _names(tables: Tables, kind: str) -> list[str]:
+    """The modules or methods of which there is a figure of a kind."""
+    metrics, shown = tables["metrics"], tables.get(KINDS[kind].table)
+    if shown is None or not metrics["delta_m"].notna().any():
+        return []
+    if kind == "heatmap":
+        shown = shown[shown["layer"].notna()]
+    return [str(name) for name in shown[KINDS[kind].of].drop_duplicates()]
 
 
 @contextmanager
 def drawing(
-    metrics: pd.DataFrame,
+    tables: Tables,
     figures: Sequence[PlannedFigure],
     directory: Path,
     *,
@@ -160,12 +208,12 @@ def drawing(
 
     Parameters
     ----------
-    metrics, directory, format, dpi
+    tables, directory, format, dpi
         As for `save_figures`.
     figures
         As `planned_figures` returns them.
     """
-    work = Work(metrics, format, dpi)
+    work = Work(tables, format, dpi)
     with _helped(work, figures) as (left, begun):
 
         def finish() -> list[Path]:
@@ -193,7 +241,7 @@ def _helped(work: Work, figures: Sequence[PlannedFigure]) -> Iterator[tuple[dequ
             """Give a helper the next figure, and another one when it has drawn that."""
             with suppress(Exception):  # nothing is left, or the helpers are dead
                 figure = left.popleft()
-                begun[figure] = pool.submit(work.draw, figure)
+                begun[figure] = pool.submit(work.part(figure).draw, figure)
                 begun[figure].add_done_callback(begin)
 
         if count > 0:

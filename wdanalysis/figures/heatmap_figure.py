@@ -23,7 +23,7 @@ def heatmap(
     """Draw ΔM (above) and ΔD (below) of a method, a column a layer and a row a module.
 
     Several matrices of one layer and module (experts) are shown by their median. A cell without a value is
-    grey; one whose ΔD may be rounding has a dot.
+    grey; one whose ΔD may be rounding has a dot. Cells of several runs hold their mean; stacks have rows of their own.
 
     Parameters
     ----------
@@ -51,6 +51,11 @@ def heatmap(
     rows = selection.rows_where(metrics, "method", method)
     vectors = selection.vectors(rows)
     rows = selection.at_step(rows, step)
+    runs_note = selection.runs_note(rows).partition(";")[0].replace("strong: ", "")
+    rows = selection.over_runs(rows)
+    if len(selection.stacks(rows)) > 1:
+        stack = selection.labels_of(rows, "stack")
+        rows = rows.assign(module=stack.where(stack == "", stack + ".") + rows["module"])
     modules = selection.unique(rows, "module")
     table = selection.per_layer(rows[rows["layer"].notna()], ["module", "layer"])
 
@@ -64,6 +69,7 @@ def heatmap(
         style.title(
             figure,
             style.listed(f"{method}: {vectors}", when),
+            runs_note,
             selection.near_floor_note(rows[selection.has_values(rows) & rows["layer"].notna()], "dot"),
             "grey: no value" if len(table) < len(modules) * len(_all_layers(table)) else "",
             selection.left_out(rows, without_layer=True),

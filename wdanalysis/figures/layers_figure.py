@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 
 from wdanalysis.figures import profiles, selection, style
 
+STACK_LINES = ("-", "--", ":", "-.")
+"""Dashes of the lines of the first, second … stack."""
+
 
 def layers(
     metrics: pd.DataFrame,
@@ -21,7 +24,8 @@ def layers(
     """Draw ΔM (left) and ΔD (right) by layer, a row of panels a module and a line a method.
 
     A module of a single layer, or of none, gets a point a method instead. Several matrices of one layer and
-    module (experts) are shown by their median.
+    module (experts) are shown by their median. Of several runs each is a faint line and their mean a strong one;
+    of several stacks each has a line with dashes of its own.
 
     Parameters
     ----------
@@ -62,18 +66,20 @@ def layers(
         height = 2.1 if len(modules) == 1 else 1.6 * len(modules)
         figure = style.new_figure(height=height + 0.8)
         panels = figure.subplots(len(modules), 2, squeeze=False)
+        stacks = dict(zip(selection.stacks(rows), STACK_LINES, strict=False))
         lengths = [
-            _draw_module(pair, rows[rows["module"] == name], styles, log)
+            _draw_module(pair, rows[rows["module"] == name], styles, stacks, log)
             for pair, name in zip(panels, modules, strict=True)
         ]
         if len(modules) > 1:
             for panel, name in zip(panels[:, 0], modules, strict=True):
                 panel.set_title(style.shortened(name, 44), loc="left", fontweight="bold")
-        profiles.method_legend(figure, styles, labels, max(lengths))
+        profiles.method_legend(figure, styles, labels, max(lengths), stacks)
         what = modules[0] if len(modules) == 1 else "by layer"
         style.title(
             figure,
             style.listed(f"{what}: {vectors}", next(iter(steps.values())) if one_step else ""),
+            selection.runs_note(rows),
             selection.near_floor_note(rows[selection.has_values(rows)]),
             selection.left_out(rows),
         )
@@ -81,18 +87,29 @@ def layers(
 
 
 def _draw_module(
-    pair: Sequence[Axes], rows: pd.DataFrame, styles: dict[str, style.MethodStyle], log: bool | None
+    pair: Sequence[Axes],
+    rows: pd.DataFrame,
+    styles: dict[str, style.MethodStyle],
+    stacks: dict[str, str],
+    log: bool | None,
 ) -> int:
     """Draw ΔM and ΔD of one module; return the number of layers."""
     single = rows["layer"].nunique() < 2
-    table = selection.per_layer(rows.assign(layer=0) if single else rows, ["method", "layer"])
+    places = rows.assign(layer=0) if single else rows
+    table = selection.per_layer(selection.over_runs(places), ["method", "stack", "layer"])
+    runs = [selection.per_layer(run, ["method", "stack", "layer"]) for run in selection.runs_of(places)]
     methods = selection.unique(table, "method")
     for panel, column in zip(pair, selection.VALUES, strict=True):
-        for position, method in enumerate(methods):
-            line = table[table["method"] == method].sort_values("layer")
-            x = [position] * len(line) if single else line["layer"].astype(int)
-            panel.plot(x, line[column], **profiles.line_style(styles[method], len(line)))
-            profiles.hollow_points(panel, x, line[column], line["near_floor"], styles[method])
+        for faint in (True, False):
+            for part in runs if faint else [table]:
+                ordered = part.sort_values("layer", kind="stable")
+                for key, line in ordered.groupby(["method", "stack"], sort=False):
+                    method, stack = map(str, key)
+                    x = [methods.index(method)] * len(line) if single else line["layer"].astype(int)
+                    look = profiles.line_style(styles[method], len(line), stacks.get(stack), faint=faint)
+                    panel.plot(x, line[column], **look)
+                    if not faint:
+                        profiles.hollow_points(panel, x, line[column], line["near_floor"], styles[method])
         profiles.value_axis(panel, table, column, log)
         if table.empty:
             panel.set_axis_off()

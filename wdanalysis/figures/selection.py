@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -10,7 +12,7 @@ from wdanalysis.analysis.regression import at_last_step
 from wdanalysis.errors import ComparisonError
 
 VALUES = {"delta_m": "ΔM", "delta_d": "ΔD"}
-"""The two quantities, by column, as figures name them."""
+"""The two quantities of the paper, by column, as figures name them."""
 
 VECTORS = {"out": "one vector per output feature (axis=out)", "in": "one vector per input feature (axis=in)"}
 """What a value of the column `axis` means."""
@@ -77,19 +79,60 @@ def step_names(rows: pd.DataFrame) -> dict[str, str]:
     return {str(method): "" if pd.isna(step) else f"step {step}" for method, step in steps.items()}
 
 
-def has_values(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Tell for each row whether it has both values."""
-    finite = np.isfinite(rows[list(VALUES)].to_numpy(float, na_value=np.nan)).all(axis=1)
+def has_values(rows: pd.DataFrame, columns: Iterable[str] = tuple(VALUES)) -> pd.Series[bool]:
+    """Tell for each row whether it has all of the values."""
+    finite = np.isfinite(rows[list(columns)].to_numpy(float, na_value=np.nan)).all(axis=1)
     return pd.Series(finite, index=rows.index)
+
+
+def labels_of(rows: pd.DataFrame, column: str) -> pd.Series[str]:
+    """Return a column of text, "" where a cell is empty; of an older table that lacks it, "" everywhere."""
+    if column not in rows:
+        return pd.Series("", index=rows.index)
+    return rows[column].astype("object").where(rows[column].notna(), "").astype(str)
+
+
+def stacks(rows: pd.DataFrame) -> list[str]:
+    """Return the stacks (encoder, decoder …) that are on one panel; [""] where there is one."""
+    return list(labels_of(rows, "stack").drop_duplicates()) or [""]
+
+
+def runs_of(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the rows of each run of the methods that have several; nothing where none has."""
+    run = labels_of(rows, "run")
+    return [of_run for _, of_run in rows[run != ""].groupby(["method", run[run != ""]], sort=False)]
+
+
+def over_runs(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the means over the runs of each method in place of their rows."""
+    if not (labels_of(rows, "run") != "").any():
+        return rows
+    places = [
+        column for column in ("method", "step", "layer", "module", "stack", "name", "axis") if column in rows
+    ]
+    numbers = set(rows.select_dtypes("float").columns)  # whole numbers are sizes, the same in all runs
+    how = {column: "mean" if column in numbers else "first" for column in rows if column not in places}
+    means = rows.groupby(places, sort=False, dropna=False).agg(how).reset_index()
+    return means[list(rows.columns)]
+
+
+def runs_note(rows: pd.DataFrame) -> str:
+    """Say how many runs the means are over."""
+    runs = {str(of_run["method"].iloc[0]): 0 for of_run in runs_of(rows)}
+    for of_run in runs_of(rows):
+        runs[str(of_run["method"].iloc[0])] += 1
+    counts = sorted(set(runs.values()))
+    several = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else ""
+    return f"strong: mean over {several} runs; faint: each run" if several else ""
 
 
 def per_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return both values by the columns `by`, the median where several matrices (experts) share a place.
 
-    Column `near_floor` tells whether all of them are near the floor.
+    Column `near_floor` tells whether all of them are near the floor; a column `stack` is there to group by in any case.
     """
     shown = rows[has_values(rows)]
-    marked = shown.assign(near_floor=near_floor(shown))
+    marked = shown.assign(near_floor=near_floor(shown), stack=labels_of(shown, "stack"))
     how = dict.fromkeys(VALUES, "median") | {"near_floor": "all"}
     return marked.groupby(by, sort=False).agg(how).reset_index()
 
@@ -104,9 +147,11 @@ def near_floor_note(rows: pd.DataFrame, mark: str = "hollow") -> str:
     )
 
 
-def left_out(rows: pd.DataFrame, *, without_layer: bool = False) -> str:
+def left_out(
+    rows: pd.DataFrame, *, columns: Iterable[str] = tuple(VALUES), without_layer: bool = False
+) -> str:
     """Say how many matrices, and of which methods, are not on the figure for want of a value or a layer."""
-    shown = has_values(rows)
+    shown = has_values(rows, columns)
     reasons = [("a value", rows[~shown])]
     if without_layer:
         reasons.append(("a layer", rows[shown & rows["layer"].isna()]))

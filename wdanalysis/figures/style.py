@@ -78,6 +78,9 @@ MISSING = "#9a9a9a"
 QUIET = "#505050"
 """Colour of what is said beside the data."""
 
+NULL = "#a9a9a9"
+"""Colour of what updates without structure would show."""
+
 MINUS = "−"
 
 
@@ -166,6 +169,11 @@ def _common_start(names: Sequence[str]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*names, strict=False)))
 
 
+def decimals(value: float) -> str:
+    """Return a correlation to two decimals: 0.97, −0.05."""
+    return f"{value:.2f}".replace("-", MINUS)
+
+
 def number(value: float, digits: int = 3) -> str:
     """Return a number to `digits` significant digits as it is set in print: 0.0621, −1.20×10⁻⁴."""
     exponent = math.floor(math.log10(abs(value))) if value else 0
@@ -241,15 +249,24 @@ def legend(
     if not handles:
         return
     labels = told_apart(labels, 40)
-    characters = max(len(label) for label in labels)
-    per_row = int(CHARACTERS * figure.get_figwidth()) // (characters + 9)
-    rows = math.ceil(len(labels) / max(1, per_row))
+    rows = _legend_rows(labels, figure.get_figwidth())
     columns = math.ceil(len(labels) / rows)
     box = figure.legend(
         handles, [f"{i}" for i in range(len(labels))], loc="outside lower center", ncols=columns, title=title
     )
     for text, label in zip(box.get_texts(), labels, strict=True):
         text.set_text(label)
+
+
+def _legend_rows(labels: Sequence[str], width: float) -> int:
+    """Return how many rows a legend has on a figure of that width."""
+    per_row = int(CHARACTERS * width) // (max(map(len, labels)) + 9)
+    return math.ceil(len(labels) / max(1, per_row))
+
+
+def height_of_legend(labels: Sequence[str], width: float) -> float:
+    """Return the inches that a legend takes on a figure of that width."""
+    return 0.1 + 0.18 * _legend_rows(told_apart(labels, 40), width) if labels else 0.0
 
 
 def title(figure: Figure, *lines: str) -> None:

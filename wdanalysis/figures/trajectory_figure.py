@@ -13,7 +13,8 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
     """Draw the median of ΔM (left) and of ΔD (right) over a module's layers by step, a line a method.
 
     The band, or for a method of one step the bar, holds the middle half of the layers. A point is hollow where the ΔD
-    of most layers may be rounding.
+    of most layers may be rounding. Of several runs each one's median is a faint line; line and band are those of their
+    mean.
 
     Parameters
     ----------
@@ -39,7 +40,9 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
     rows = selection.rows_where(metrics, "module", module)
     vectors = selection.vectors(rows)
     stepped = rows[rows["step"].notna() & selection.has_values(rows)]
-    stepped = stepped.assign(near_floor=near_floor(stepped))
+    runs = selection.runs_of(stepped)
+    means = selection.over_runs(stepped)
+    means = means.assign(near_floor=near_floor(means))
     without_step = selection.unique(rows[rows["step"].isna()], "method")
     steps = sorted(stepped["step"].unique())
 
@@ -47,8 +50,13 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
         styles = style.method_styles(selection.unique(metrics, "method"))
         figure = style.new_figure(height=2.9)
         for panel, column in zip(figure.subplots(1, 2), selection.VALUES, strict=True):
-            for method in selection.unique(stepped, "method"):
-                by_step = stepped[stepped["method"] == method].groupby("step")
+            for run in runs:
+                median = run.groupby("step")[column].median()
+                method = str(run["method"].iloc[0])
+                look = profiles.line_style(styles[method], len(median), faint=True)
+                panel.plot(median.index.astype(int), median, **look)
+            for method in selection.unique(means, "method"):
+                by_step = means[means["method"] == method].groupby("step")
                 low, median, high = (by_step[column].quantile(part) for part in (0.25, 0.5, 0.75))
                 x = median.index.astype(int)
                 panel.plot(x, median, **profiles.line_style(styles[method], len(x)))
@@ -73,7 +81,8 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
             f"{module}: {vectors}",
             "line: median of the layers, band: their middle half" if stepped["layer"].nunique() > 1 else "",
             f"not shown: {', '.join(without_step)}, without a step" if without_step else "",
-            selection.near_floor_note(stepped, "hollow (most layers)"),
+            selection.runs_note(stepped),
+            selection.near_floor_note(means, "hollow (most layers)"),
             selection.left_out(rows[rows["step"].notna()]),
         )
     return figure

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from wdanalysis.analysis.floors import NEAR_FLOOR
+from wdanalysis.analysis.nulls import null_curve
 from wdanalysis.figures import style
 from wdanalysis.figures.profiles import SQUASHED
-from wdanalysis.figures.scatter_figure import LEAST_SHARE
+from wdanalysis.figures.scatter_figure import LEAST_SHARE, NULL_ROOM
 
 if TYPE_CHECKING:
     from wdanalysis.analysis.findings import Findings
@@ -44,7 +45,37 @@ LABELS: Mapping[str, str] = {
     "r_low": "r low",
     "r_high": "r high",
     "p_value": "p",
+    "q_value": "q (FDR)",
     "spearman_r": "Spearman ρ",
+    "leave_out_low": "r low, one layer out",
+    "leave_out_high": "r high, one layer out",
+    "leave_out_layer": "layer that moves r most",
+    "leverage": "largest leverage",
+    "r_within": "r within steps",
+    "r_between": "r between steps",
+    "w_d": "w of ΔD",
+    "w_m": "w of ΔM",
+    "r_four_low": "r low, four steps",
+    "r_four_median": "r median, four steps",
+    "r_four_high": "r high, four steps",
+    "r_null": "r of the null",
+    "r_null_low": "r low of the null",
+    "r_null_high": "r high of the null",
+    "pearson_r_unshrunk": "r unshrunk",
+    "mean_rho": "ρ mean",
+    "mean_abs_rho": "|ρ| mean",
+    "radial_share": "radial share",
+    "null_delta_m": "ΔM of the null",
+    "null_delta_m_sd": "ΔM of the null, sd",
+    "null_delta_d": "ΔD of the null",
+    "null_delta_d_sd": "ΔD of the null, sd",
+    "mean_inverse_m0_squared": "1/m0² mean",
+    "matrix_delta_m": "|‖W‖ − ‖W0‖|",
+    "matrix_delta_d": "1 − cos(W, W0)",
+    "mean_angle": "angle, degrees",
+    "delta_m_bias": "ΔM bias",
+    "delta_d_bias": "ΔD bias",
+    "r2": "R²",
     "header_sha256": "header SHA-256",
 }
 """Headings of columns that read better than their names; another column's is its name without underscores."""
@@ -67,18 +98,27 @@ def data(findings: Findings, run: Run, spectra: Spectra | None) -> dict[str, Any
     """
     tables = {
         "summary": findings.summary,
+        "null": null_curve(thinned(findings.metrics)),
         "metrics": thinned(findings.metrics),
         "correlations": findings.correlations,
         "diagnostics": findings.diagnostics,
         "skipped": pd.DataFrame(run.skipped, columns=["method", "step", "name", "reason"]),
         "inputs": inputs(run),
     }
+    for name in ("predictions", "step_choices"):
+        if (found := getattr(findings, name, None)) is not None and len(found):
+            tables[name] = thinned(found)
     if spectra is not None:
         tables |= {"spectra": spectra.matrices, "similarity": spectra.similarity}
     scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
     return {
         "tables": {name: table(frame) for name, frame in tables.items()},
-        "rules": {"near_floor": NEAR_FLOOR, "squashed": SQUASHED, "least_share": LEAST_SHARE},
+        "rules": {
+            "near_floor": NEAR_FLOOR,
+            "squashed": SQUASHED,
+            "least_share": LEAST_SHARE,
+            "null_room": NULL_ROOM,
+        },
         "colours": {
             "methods": list(style.COLOURS),
             "layers": _sampled(scale),
@@ -87,11 +127,11 @@ def data(findings: Findings, run: Run, spectra: Spectra | None) -> dict[str, Any
     }
 
 
-def thinned(metrics: pd.DataFrame) -> pd.DataFrame:
+def thinned(table: pd.DataFrame) -> pd.DataFrame:
     """Return at most `MOST_ROWS` rows, evenly spaced over the table, which is in order of method, step and layer."""
-    if len(metrics) <= MOST_ROWS:
-        return metrics
-    return metrics.iloc[np.linspace(0, len(metrics) - 1, MOST_ROWS).round().astype(int)]
+    if len(table) <= MOST_ROWS:
+        return table
+    return table.iloc[np.linspace(0, len(table) - 1, MOST_ROWS).round().astype(int)]
 
 
 def table(frame: pd.DataFrame) -> dict[str, Any]:

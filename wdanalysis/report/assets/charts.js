@@ -3,7 +3,7 @@
 "use strict";
 
 const MARKERS = [["circle", "●"], ["square", "■"], ["triangle", "▲"], ["diamond", "◆"], ["inverted_triangle", "▼"], ["hex", "⬢"], ["star", "★"]];
-const { near_floor: NEAR_FLOOR, squashed: SQUASHED, least_share: LEAST_SHARE } = report.rules; // as on the figures
+const { near_floor: NEAR_FLOOR, squashed: SQUASHED, least_share: LEAST_SHARE, null_room: NULL_ROOM } = report.rules; // as on the figures
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 const metrics = report.tables.metrics;
@@ -15,6 +15,13 @@ const column = (name) => {
   return shown.map((row) => all?.[row] ?? null);
 };
 const point = Object.fromEntries(["method", "module", "name", "step", "layer", "delta_m", "delta_d", "floor_ratio"].map((name) => [name, column(name)]));
+const rowsOf = (table) => {
+  const columns = (table?.columns ?? []).map(({ name }) => [name, values(table, name)]);
+  return [...Array(table?.rows ?? 0).keys()].map((row) => Object.fromEntries(columns.map(([name, all]) => [name, all[row]])));
+};
+const nulls = rowsOf(report.tables.null); // where updates without structure would lie
+const pooled = rowsOf(report.tables.correlations).filter(({ scope }) => scope === "pooled");
+const predictions = rowsOf(report.tables.predictions).filter(({ predicted, observed }) => predicted !== null && observed !== null);
 const distinct = (list) => [...new Set(list)];
 const inOrder = (list) => distinct(list).sort((a, b) => (a === null) - (b === null) || a - b); // not known: last
 const methods = distinct(values(metrics, "method"));
@@ -66,9 +73,10 @@ form.append(
   element("button", { type: "button", id: "clear" }, "Clear selection"),
   element("button", { type: "reset" }, "Reset"));
 
-const isVisible = (i) =>
-  (+moduleChoice.value < 0 || point.module[i] === modules[+moduleChoice.value]) &&
-  methodBoxes[methods.indexOf(point.method[i])].checked && stepRange.holds(point.step[i]) && layerRange.holds(point.layer[i]);
+const isShown = ({ method, module, step, layer }) =>
+  (+moduleChoice.value < 0 || module === modules[+moduleChoice.value]) &&
+  methodBoxes[methods.indexOf(method)].checked && stepRange.holds(step) && layerRange.holds(layer);
+const isVisible = (i) => isShown({ method: point.method[i], module: point.module[i], step: point.step[i], layer: point.layer[i] });
 
 // Numbers
 
@@ -88,6 +96,42 @@ function fit(x, y) {
   const [xx, yy, xy] = [sum((u) => u * u), sum((_, v) => v * v), sum((u, v) => u * v)];
   const flat = [x, y].some((list) => { const [low, high] = extent(list); return high - low <= 1e-12 * Math.max(Math.abs(low), Math.abs(high)); });
   return flat ? null : { r: Math.max(-1, Math.min(1, xy / Math.sqrt(xx * yy))), slope: xy / xx, at: (value) => y0 + (xy / xx) * (value - x0) };
+}
+
+const LABELS = { delta_m: "ΔM", delta_d: "ΔD" };
+const NULL_COLOUR = "#a9a9a9";
+
+/** The panels that predictions have: a method, a law and what it predicts. */
+const panelsOf = (rows) => [...new Map(rows.map((row) => [JSON.stringify([row.method, row.law, row.quantity]), row])).values()];
+
+/** R² of predictions themselves, without a line through the points. */
+function rSquared(rows) {
+  const mean = rows.reduce((total, { observed }) => total + observed, 0) / rows.length;
+  const sum = (f) => rows.reduce((total, row) => total + f(row) ** 2, 0);
+  const spread = sum(({ observed }) => observed - mean);
+  return spread > 0 ? (1 - sum(({ observed, predicted }) => observed - predicted) / spread).toFixed(2).replace("-", "−") : "–";
+}
+
+/** What the table of correlations says of a method in the chosen module, over all layers and steps. */
+function beforeFilters(method) {
+  const row = pooled.find((candidate) => candidate.method === method && candidate.module === modules[+moduleChoice.value]);
+  const shown = (...names) => names.every((name) => Number.isFinite(row?.[name])) && names.map((name) => row[name].toFixed(2).replace("-", "−"));
+  const [r, interval, out, nullR, band] = [shown("pearson_r"), shown("r_low", "r_high"), shown("leave_out_low", "leave_out_high"), shown("r_null"), shown("r_null_low", "r_null_high")];
+  if (!r) return [];
+  const inBrackets = (ends) => (ends ? ` [${ends.join(", ")}]` : "");
+  return [
+    `all: r = ${r}${inBrackets(interval)}`,
+    ...(out ? [`one layer out: ${out.join(" … ")}`] : []),
+    ...(nullR ? [`null: ${nullR}${inBrackets(band)}`] : []),
+  ];
+}
+
+/** Limits that reach out for updates without structure, as far as the figures do. */
+function withRoom([low, high], others) {
+  if (!others.length || !(high >= low)) return [low, high];
+  const room = NULL_ROOM * (high - low);
+  const [least, most] = extent(others);
+  return [Math.max(low - room, Math.min(low, least)), Math.min(high + room, Math.max(high, most))];
 }
 
 /** The power of ten in which a linear axis counts: 0 for numbers that are short as they are. */
@@ -182,14 +226,25 @@ async function build() {
   const [scatters, profiles] = ["scatters", "profiles"].map((id) => document.getElementById(id));
   scatters.replaceChildren();
   profiles.replaceChildren();
+  document.getElementById("predictions")?.replaceChildren();
   charts = {
     scatters: methods.map((method, place) => {
       const plot = chart(300);
       const filter = new Bokeh.BooleanFilter({ booleans: [] });
+      const grey = new Bokeh.ColumnDataSource({ data: { x: [], y: [], low: [], high: [] } });
+      plot.segment({ field: "x" }, { field: "low" }, { field: "x" }, { field: "high" }, { source: grey, line_color: NULL_COLOUR, line_width: 3, line_alpha: 0.3 });
+      plot.scatter({ field: "x" }, { field: "y" }, { source: grey, size: 4, line_color: null, fill_color: NULL_COLOUR, fill_alpha: 0.8 });
       points(plot, "x", "y", filter, byLayer);
       const line = new Bokeh.ColumnDataSource({ data: { x: [], y: [] } });
       plot.line({ field: "x" }, { field: "y" }, { source: line, line_color: ink, line_width: 2 });
-      return { ...add(scatters, plot, `ΔM against ΔD, ${method}`), method, place, filter, line };
+      return { ...add(scatters, plot, `ΔM against ΔD, ${method}`), method, place, filter, line, grey };
+    }),
+    predictions: panelsOf(predictions).map(({ method, law, quantity }) => {
+      const plot = chart(300);
+      const [data, equal] = [{ x: [], y: [], layer: [] }, { x: [], y: [] }].map((empty) => new Bokeh.ColumnDataSource({ data: empty }));
+      plot.line({ field: "x" }, { field: "y" }, { source: equal, line_color: NULL_COLOUR, line_width: 1.5 });
+      plot.scatter({ field: "x" }, { field: "y" }, { source: data, size: 8, line_color: byLayer, fill_color: byLayer, fill_alpha: 0.85 });
+      return { ...add(document.getElementById("predictions"), plot, `predicted and observed, ${method}`), method, law, quantity, data, equal };
     }),
     profiles: [["delta_m", "ΔM"], ["delta_d", "ΔD"]].map(([name, label]) => {
       const plot = chart(320, logBox.checked ? "log" : "linear");
@@ -206,7 +261,7 @@ async function build() {
   source.selected.indices = chosen;
   source.selected.connect(source.selected.properties.indices.change, () => tell());
   update();
-  const all = [...charts.scatters, ...charts.profiles];
+  const all = [...charts.scatters, ...charts.predictions, ...charts.profiles];
   await Bokeh.embed.add_document_standalone(current, document.body, all.map(({ target }) => target));
 }
 
@@ -222,11 +277,12 @@ function update() {
   const indices = visible.flatMap((is, i) => (is ? [i] : []));
   const of = (name, subset) => subset.map((i) => point[name][i]);
   const units = { x: new Map(), y: new Map() };
-  for (const { plot, caption, method, filter, line, place } of charts.scatters) {
+  for (const { plot, caption, method, filter, line, grey, place } of charts.scatters) {
     const mine = indices.filter((i) => point.method[i] === method);
     caption.closest("figure").hidden = !methodBoxes[place].checked;
     const framed = sharedBox.checked ? indices : mine;
-    const [dx, dy] = [extent(of("delta_d", framed)), extent(of("delta_m", framed))];
+    const ghosts = nulls.filter((row) => isShown(row) && (sharedBox.checked || row.method === method));
+    const [dx, dy] = ["delta_d", "delta_m"].map((name) => withRoom(extent(of(name, framed)), ghosts.map((row) => row[name])));
     const [ux, uy] = [unit(dx), unit(dy)];
     units.x.set(method, 10 ** ux);
     units.y.set(method, 10 ** uy);
@@ -238,9 +294,28 @@ function update() {
     const found = fit(x, y);
     const ends = found ? extent(x) : [];
     line.data = { x: ends.map((value) => value / 10 ** ux), y: ends.map((value) => found.at(value) / 10 ** uy) };
+    const own = ghosts.filter((row) => row.method === method);
+    const scaledOf = (name, unit) => own.map((row) => row[name] / 10 ** unit);
+    grey.data = { x: scaledOf("delta_d", ux), y: scaledOf("delta_m", uy), low: scaledOf("delta_m_low", uy), high: scaledOf("delta_m_high", uy) };
     filter.booleans = visible.map((is, i) => is && point.method[i] === method);
-    caption.replaceChildren(element("strong", {}, method),
-      found ? `r = ${number(found.r, 3)}, slope = ${number(found.slope)}, n = ${x.length}` : `n = ${x.length}: no line`);
+    caption.replaceChildren(element("strong", {}, method), ...beforeFilters(method).flatMap((text) => [text, element("br")]),
+      found ? `shown: r = ${number(found.r, 3)}, slope = ${number(found.slope)}, n = ${x.length}` : `n = ${x.length}: no line`);
+  }
+  for (const { plot, caption, method, law, quantity, data, equal } of charts.predictions) {
+    const mine = predictions.filter((row) => row.method === method && row.law === law && row.quantity === quantity && isShown(row));
+    caption.closest("figure").hidden = !mine.length;
+    const ends = extent(mine.flatMap(({ predicted, observed }) => [predicted, observed]));
+    const exponent = unit(ends);
+    const scaled = (name) => mine.map((row) => row[name] / 10 ** exponent);
+    const label = LABELS[quantity] ?? quantity;
+    axisOf(plot.xaxis).axis_label = axisName(`predicted ${label}`, exponent);
+    axisOf(plot.yaxis).axis_label = axisName(`observed ${label}`, exponent);
+    const both = limits(ends.map((value) => value / 10 ** exponent));
+    setRange(plot.x_range, both);
+    setRange(plot.y_range, both);
+    equal.data = { x: both, y: both };
+    data.data = { x: scaled("predicted"), y: scaled("observed"), layer: mine.map(({ layer }) => layer ?? NaN) };
+    caption.replaceChildren(element("strong", {}, method), element("span", {}, `${law.replaceAll("_", " ")}: R² = ${rSquared(mine)}, n = ${mine.length}`));
   }
   const profileUnits = {};
   for (const { plot, caption, name, label, filter, lines } of charts.profiles) {
@@ -314,6 +389,7 @@ function legends(palette, known) {
     ...(known.length > 1 ? [element("span", {}, `layer ${known[0]}`, element("span", { class: "scale", style: `background: linear-gradient(90deg, ${palette.join(",")})` }), String(known.at(-1)))] : []),
     ...(steps.length > 1 ? [element("span", {}, "step"), ...markers.map(([sign, list]) => element("span", {}, `${sign} ${stepName(list)}`))] : []),
     element("span", {}, "line: least squares over the points shown"),
+    ...(nulls.length ? [element("span", {}, element("span", { class: "swatch", style: `background: ${NULL_COLOUR}` }), "null: updates without structure")] : []),
     ...(noisy ? [element("span", {}, `○ hollow: ΔD under ${NEAR_FLOOR} × its rounding floor (${noisy} of ${shown.length})`)] : []));
   document.getElementById("layer-legend").replaceChildren(...methods.map((method) =>
     element("span", {}, element("span", { class: "swatch", style: `background: ${methodColour(method)}` }), method)));
