@@ -28,6 +28,9 @@ from wdanalysis.kernels.sums import Vector
 _SIZES = np.linspace(math.log(1e-4), math.log(1e3), 225)
 """Log of s·√L, the expected length of d over m₀; the scaled moments no longer change beyond."""
 
+_PARTS = 25
+"""The grid is taken in so many parts, each small enough for the cache."""
+
 _NORMAL = np.linspace(-7, 7, 161)
 _NORMAL_WEIGHTS = np.exp(-(_NORMAL**2) / 2) / np.exp(-(_NORMAL**2) / 2).sum()
 
@@ -183,32 +186,35 @@ def _full_rank(length: int) -> _Table:
     """The table for d of full rank: quadrature over z and X at every s of the grid."""
     sizes = np.exp(_SIZES) / math.sqrt(length)
     across, weights = _chi_square(length - 1, 6 if length > 32 else 24)
-    z = _NORMAL
-    share = weights[:, None] * _NORMAL_WEIGHTS
-    y = across[:, None] + z**2
-    y_less_mean = y - length
-    found = []
-    for s in sizes:  # one s at a time: X × z numbers stay in the cache
-        along, t2 = 1 + s * z, s * s * across[:, None]
-        R = np.sqrt(along**2 + t2)
-        change = (2 * s * z + (s * z) ** 2 + t2) / (R + 1)
-        cos = np.divide(along, R, out=np.ones_like(R), where=R > 0)
-        sin2 = np.divide(t2, R * R, out=np.zeros_like(R), where=R > 0)
-        turn = np.where(cos < 0, 1 - cos, sin2 / (1 + np.abs(cos)))
-        size = np.abs(change)
-        mean_size, mean_turn = np.sum(share * size), np.sum(share * turn)
-        found.append(
-            (
-                mean_size,
-                np.sum(share * change),
-                np.sum(share * (size - mean_size) ** 2),
-                np.sum(share * size * y_less_mean),
-                mean_turn,
-                np.sum(share * (turn - mean_turn) ** 2),
-                np.sum(share * turn * y_less_mean),
-            )
-        )
-    return _Table.of(length, sizes, _Moments(*np.array(found).T), 2.0 * length)
+    share = np.outer(weights, _NORMAL_WEIGHTS).ravel()
+    z, X = np.tile(_NORMAL, len(across)), np.repeat(across, len(_NORMAL))
+    with_norm = share * (X + z * z - length)
+    moments = [_at_sizes(part[:, None], z, X, share, with_norm) for part in np.split(sizes, _PARTS)]
+    return _Table.of(length, sizes, _Moments(*np.concatenate(moments, axis=1)), 2.0 * length)
+
+
+def _at_sizes(s: Array, z: Vector, X: Vector, share: Vector, with_norm: Vector) -> Array:
+    """`_Moments` at some s (k × 1), by the nodes z and X and their weights: 7 × k."""
+    along, across2 = 1 + s * z, s * s * X
+    R2 = along * along + across2
+    R = np.sqrt(R2)
+    growth = (s * z * (2 + s * z) + across2) / (R + 1)
+    cos = np.divide(along, R, out=np.ones_like(R), where=R > 0)
+    sin2 = np.divide(across2, R2, out=np.zeros_like(R), where=R > 0)
+    turn = np.where(cos < 0, 1 - cos, sin2 / (1 + np.abs(cos)))
+    change = np.abs(growth)
+    mean_change, mean_turn = change @ share, turn @ share
+    return np.array(
+        [
+            mean_change,
+            growth @ share,
+            np.square(change - mean_change[:, None]) @ share,
+            change @ with_norm,
+            mean_turn,
+            np.square(turn - mean_turn[:, None]) @ share,
+            turn @ with_norm,
+        ]
+    )
 
 
 @lru_cache(maxsize=64)
