@@ -8,7 +8,7 @@ from functools import cached_property
 import pandas as pd
 
 from wdanalysis.analysis.readings import readings
-from wdanalysis.analysis.regression import correlations, summary
+from wdanalysis.analysis.regression import correlations, step_choices, summary
 from wdanalysis.analysis.shrink import common_shrink
 
 
@@ -36,12 +36,17 @@ class Findings:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.summary`."""
-        return summary(self.metrics)
+        return summary(self.metrics, self.correlations)
 
     @cached_property
     def correlations(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.correlations`."""
         return correlations(self.metrics)
+
+    @cached_property
+    def step_choices(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.regression.step_choices`."""
+        return step_choices(self.metrics)
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
@@ -51,4 +56,4 @@ class Findings:
     @cached_property
     def readings(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.readings.readings`."""
-        return readings(self.metrics)
+        return readings(self.metrics, self.correlations)
