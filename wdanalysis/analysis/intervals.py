@@ -121,9 +121,13 @@ def by_layer(
 
 
 def permutation_p(
-    u: NDArray[np.float64], v: NDArray[np.float64], step: NDArray[np.intp], layer: NDArray[np.intp]
+    u: NDArray[np.float64],
+    v: NDArray[np.float64],
+    step: NDArray[np.intp],
+    layer: NDArray[np.intp],
+    fewest: int = FEWEST_LAYERS,
 ) -> float:
-    """Exchange whole paths of v among the layers: how often is the covariance as far from what that gives on average?
+    """Exchange whole paths of v among the layers, and count how often the covariance comes out as far from their mean.
 
     Exact where the layers' ΔM, over all steps, have nothing to do with their ΔD: every order of the layers is then
     as likely as the one observed. The mean over all orders is the product of the steps' means, which no order changes:
@@ -135,11 +139,13 @@ def permutation_p(
         (n,) finite numbers, any groups' means taken out.
     step, layer
         (n,) codes from 0 on. Several points of a layer at one step are told apart by their order.
+    fewest
+        So many layers are asked for.
 
     Returns
     -------
     float
-        Two-sided, over the layers that have a point wherever another has one; NaN where they are under `FEWEST_LAYERS`.
+        Two-sided, over the layers that have a point wherever another has one; NaN where they are under `fewest`.
     """
     if not len(u):
         return NAN
@@ -149,7 +155,7 @@ def permutation_p(
     paths[:, layer, cell] = u, v
     paths = paths[:, np.isfinite(paths[0]).all(axis=1)]
     count = paths.shape[1]
-    if count < FEWEST_LAYERS:
+    if count < fewest:
         return NAN
     of_u, of_v = paths - paths.mean(axis=1, keepdims=True)
     product = (of_u @ of_v.T).ravel()
@@ -189,17 +195,17 @@ def _centred(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """(3, L) sums of squares and products about the groups' means, from (6, groups, L) plain sums."""
     n, su, sv, suu, suv, svv = sums
     per = 1 / np.maximum(n, 1)  # a group without a point adds nothing
-    return np.array([suu - su * su * per, suv - su * sv * per, svv - sv * sv * per]).sum(axis=1)
+    return np.asarray(np.array([suu - su * su * per, suv - su * sv * per, svv - sv * sv * per]).sum(axis=1))
 
 
 def _r(uu: ArrayLike, uv: ArrayLike, vv: ArrayLike) -> NDArray[np.float64]:
-    return np.clip(np.asarray(uv) / np.sqrt(np.asarray(uu) * np.asarray(vv)), -1, 1)
+    return np.asarray(np.clip(np.asarray(uv) / np.sqrt(np.asarray(uu) * np.asarray(vv)), -1, 1))
 
 
 def _fisher(r: NDArray[np.float64]) -> NDArray[np.float64]:
     """Artanh r, finite at r = ±1."""
     most = 1 - 2.0**-53
-    return np.arctanh(np.clip(r, -most, most))
+    return np.asarray(np.arctanh(np.clip(r, -most, most)))
 
 
 def _covariance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:

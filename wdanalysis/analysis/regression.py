@@ -15,13 +15,21 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from wdanalysis.analysis.badges import badge
-from wdanalysis.analysis.intervals import LEAST_SPREAD, NAN, by_layer, false_discovery, permutation_p
+from wdanalysis.analysis.intervals import (
+    FEWEST_LAYERS,
+    LEAST_SPREAD,
+    NAN,
+    by_layer,
+    false_discovery,
+    permutation_p,
+)
 
 SCOPES = ("pooled", "step", "layer", "within_step", "within_layer")
 """`pooled`: all points. `step`: one row a step, across its layers. `layer`: one row a layer, across its
@@ -39,7 +47,7 @@ FIT_COLUMNS = (
 UNSHRUNK_COLUMNS = {"pearson_r_unshrunk": "pearson_r", "slope_unshrunk": "slope"}
 """Columns of `correlations` that are fields of the `Fit` of ΔM without its uniform shrink."""
 
-LAYER_COLUMNS = ("layers", "leave_out_low", "leave_out_high", "leave_out_layer", "leverage")
+LAYER_COLUMNS = ("layers", "leave_out_low", "leave_out_high", "leave_out_layer", "leave_out_p", "leverage")
 """More columns that are fields of `Fit`."""
 
 PART_COLUMNS = ("r_within", "r_between", "w_d", "w_m")
@@ -95,9 +103,9 @@ class Fit:
         The line and the interval of its slope from the layers.
     layers
         How many layers the points have.
-    leave_out_low, leave_out_high, leave_out_layer
-        The range of r when one layer is left out, and the label of the one that moves it most (None where there are
-        too few).
+    leave_out_low, leave_out_high, leave_out_layer, leave_out_p
+        The range of r when one layer is left out, the label of the one that moves it most (None where there are too
+        few), and the p-value without that one.
     leverage
         The largest point's: 1/n of its group + its share in the sum of squares of x; from 0 to 1.
     x_mean, t, level_variance, level_slope_covariance, slope_variance
@@ -107,7 +115,7 @@ class Fit:
     --------
     >>> line = fit([0, 1, 2, 3, 4, 5], [1.0, 2.9, 5.1, 7.0, 9.2, 10.8], layers=range(6))
     >>> line.line([0, 10]).round(2)
-    array([ 1.03, 20.89])
+    array([ 1.01, 20.96])
     >>> low, high = line.band([1.5])
     >>> bool(low < line.line(1.5) < high)
     True
@@ -127,6 +135,7 @@ class Fit:
     leave_out_low: float = NAN
     leave_out_high: float = NAN
     leave_out_layer: object = None
+    leave_out_p: float = NAN
     leverage: float = NAN
     x_mean: float = NAN
     t: float = NAN
@@ -191,7 +200,7 @@ def fit(
     (1.98, 0.9995, 4)
     """
     points = np.array([x, y], dtype=np.float64)
-    known = np.isfinite(points).all(axis=0)
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=0))
     points = points[:, known]
     n = points.shape[1]
     group = _codes(groups, known)
@@ -225,7 +234,7 @@ def _with_layers(
     points: NDArray[np.float64],
     group: NDArray[np.intp],
     layer: NDArray[np.intp],
-    labels: Sequence[object],
+    labels: Sequence[object] | NDArray[Any],
     step: NDArray[np.intp],
 ) -> Fit:
     """Add what the layers say, of points that have a line."""
@@ -233,18 +242,22 @@ def _with_layers(
     scale_x, scale_y = scale = np.sqrt((about_mean**2).mean(axis=1))
     u, v = about_mean / scale[:, None]  # of order one: sums of squares keep their digits
     found = by_layer(u, v, group, layer)
+    inside = _less_group_means(u, group), _less_group_means(v, group)
+    kept = layer != found.leave_out_layer
+    rest = (inside[0][kept], inside[1][kept], step[kept], layer[kept])
     per = scale_y / scale_x
     low, high = found.slope_low * per, found.slope_high * per
     return replace(
         line,
         r_low=found.r_low,
         r_high=found.r_high,
-        p_value=permutation_p(_less_group_means(u, group), _less_group_means(v, group), step, layer),
+        p_value=permutation_p(*inside, step, layer),
         slope_low=float(low),
         slope_high=float(high),
         leave_out_low=found.leave_out_low,
         leave_out_high=found.leave_out_high,
         leave_out_layer=labels[found.leave_out_layer] if found.leave_out_layer >= 0 else None,
+        leave_out_p=NAN if kept.all() else permutation_p(*rest, fewest=FEWEST_LAYERS - 1),
         t=found.t,
         level_variance=float(found.level_variance * scale_y**2),
         level_slope_covariance=float(found.level_slope_covariance * scale_y * per),
@@ -256,7 +269,7 @@ def _codes(labels: ArrayLike | None, known: NDArray[np.bool_]) -> NDArray[np.int
     """Codes of the known points' labels; without labels all have one."""
     if labels is None:
         return np.zeros(int(known.sum()), dtype=np.intp)
-    return pd.factorize(np.asarray(labels)[known], use_na_sentinel=False)[0]
+    return np.asarray(pd.factorize(np.asarray(labels)[known], use_na_sentinel=False)[0])
 
 
 NO_LABEL = -1
@@ -344,11 +357,14 @@ def parts(x: ArrayLike, y: ArrayLike, steps: ArrayLike) -> Parts:
     (-1.0, 1.0, -0.2)
     """
     points = np.array([x, y], dtype=np.float64)
-    known = np.isfinite(points).all(axis=0)
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=0))
     points, step = points[:, known], _codes(steps, known)
     if np.isnan(fit(*points).pearson_r):
         return Parts()
-    whole = _less_group_means(points[0], np.zeros_like(step)), _less_group_means(points[1], np.zeros_like(step))
+    whole = (
+        _less_group_means(points[0], np.zeros_like(step)),
+        _less_group_means(points[1], np.zeros_like(step)),
+    )
     within = [_less_group_means(values, step) for values in whole]
     between = [all_of - inside for all_of, inside in zip(whole, within, strict=True)]
     square, inside, outside = (
@@ -489,7 +505,7 @@ def summary(metrics: pd.DataFrame, correlated: pd.DataFrame | None = None) -> pd
     means = last.agg(step=("step", "max"), delta_m=("delta_m", "mean"), delta_d=("delta_d", "mean"))
     pooled = table[table["scope"] == "pooled"]
     within_step = table[table["scope"] == "within_step"]
-    badges = within_step[keys].assign(badge=[badge(row) for row in within_step.to_dict("records")])
+    badges = within_step[keys].assign(badge=[badge(row) for _, row in within_step.iterrows()])
     joined = means.reset_index().merge(pooled.drop(columns="group"), on=keys).merge(badges, on=keys)
     return joined[list(SUMMARY_COLUMNS)]
 

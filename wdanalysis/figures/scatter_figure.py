@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from wdanalysis.analysis.floors import near_floor
-from wdanalysis.analysis.readings import reading
+from wdanalysis.analysis.readings import readings
 from wdanalysis.analysis.regression import Fit, fit
 from wdanalysis.figures import selection, style
 
@@ -66,11 +66,11 @@ def scatter(metrics: pd.DataFrame, module: str, *, share_axes: bool | None = Non
     norm = Normalize(layers.min(), layers.max()) if len(layers) else Normalize(0, 1)
     n_rows, n_columns = style.grid(len(methods))
     width = style.WIDTH if n_columns > 1 else 4.5
-    texts = [(method, reading(rows[rows["method"] == method])) for method in methods]
-    readings = [style.shortened(f"{method}: {text}", 300) for method, text in texts if text]
+    said = readings(metrics).query("module == @module").groupby("method")["sentence"].agg(" ".join)
+    texts = [style.shortened(f"{method}: {said[method]}", 300) for method in methods if method in said]
 
     with style.context():
-        height = 0.9 + 2.25 * n_rows + style.height_of(readings, width)
+        height = 0.9 + 2.25 * n_rows + style.height_of(texts, width)
         figure = style.new_figure(height=height, width=width)
         panels = figure.subplots(n_rows, n_columns, sharex=share, sharey=share, squeeze=False).ravel()
         titles = style.told_apart(methods, TITLE_CHARACTERS[n_columns])
@@ -110,7 +110,7 @@ def scatter(metrics: pd.DataFrame, module: str, *, share_axes: bool | None = Non
             ),
             selection.near_floor_note(points),
             selection.left_out(rows),
-            *readings,
+            *texts,
         )
     return figure
 
@@ -156,7 +156,7 @@ def _draw_points(
 
 
 def _draw_fit(panel: Axes, title: str, points: pd.DataFrame) -> None:
-    line = fit(points["delta_d"], points["delta_m"])
+    line = fit(points["delta_d"], points["delta_m"], layers=points["layer"], steps=points["step"])
     if np.isfinite(line.slope):
         x = np.linspace(points["delta_d"].min(), points["delta_d"].max(), 60)
         panel.fill_between(x, *line.band(x), color="#555555", alpha=0.18, linewidth=0, zorder=1)
