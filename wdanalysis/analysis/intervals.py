@@ -241,7 +241,7 @@ def _cells(step: NDArray[np.intp], layer: NDArray[np.intp]) -> NDArray[np.intp]:
 
 @cache
 def _orders(count: int) -> NDArray[np.intp]:
-    """(orders, count) places in a flat count × count matrix: row l, column where an order puts l; the first as it is."""
+    """(orders, count) places in a flat count × count matrix: row l, the column of its partner; the first as it is."""
     if factorial(count) <= PERMUTATIONS:
         orders = np.array(list(permutations(range(count))))
     else:
