@@ -70,10 +70,10 @@ class Comparison:
     --------
     >>> run.methods, run.modules, run.axis
     (['ft', 'dora'], ['q', 'v'], 'out')
-    >>> run.summary()[["method", "module", "matrices", "step"]].head(2)
-      method module  matrices  step
-    0     ft      q        10   240
-    1     ft      v        10   240
+    >>> run.summary()[["method", "module", "step", "badge"]].head(2)
+      method module  step               badge
+    0     ft      q   240  rests on one layer
+    1     ft      v   240                none
     """
 
     metrics: pd.DataFrame
@@ -135,16 +135,16 @@ class Comparison:
         return self._findings.correlations.copy()
 
     def summary(self) -> pd.DataFrame:
-        """A row for each method and module: matrices, steps, mean ΔM and ΔD at the last step, pooled r and slope.
+        """A row for each method and module: the last step with its mean ΔM and ΔD, the pooled r and slope, a badge.
 
         Examples
         --------
-        >>> run.summary()[["method", "module", "matrices", "step", "delta_m", "delta_d"]].round(3)
-          method module  matrices  step  delta_m  delta_d
-        0     ft      q        10   240    0.016    0.021
-        1     ft      v        10   240    0.011    0.036
-        2   dora      q        10   240    0.034    0.063
-        3   dora      v        10   240    0.032    0.064
+        >>> run.summary()[["method", "module", "step", "delta_m", "delta_d", "badge"]].round(3)
+          method module  step  delta_m  delta_d               badge
+        0     ft      q   240    0.016    0.021  rests on one layer
+        1     ft      v   240    0.011    0.036                none
+        2   dora      q   240    0.034    0.063                none
+        3   dora      v   240    0.032    0.064                none
         """
         return self._findings.summary.copy()
 
@@ -168,7 +168,7 @@ class Comparison:
         Examples
         --------
         >>> run.readings()["sentence"].iloc[2]
-        'ΔM rises with ΔD within every layer; across layers ΔM falls as ΔD rises (r = −0.68, n = 10).'
+        'No clear trend across layers at the same step: r = −0.64 [−0.94, +0.20], 10 layers; q = 0.152 over 4 panels.'
         """
         return self._findings.readings.copy()
 

@@ -9,9 +9,22 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from wdanalysis.analysis.regression import CORRELATION_COLUMNS, Fit, bootstrap, correlations, fit, summary
+from wdanalysis.analysis.intervals import false_discovery
+from wdanalysis.analysis.regression import (
+    CORRELATION_COLUMNS,
+    FIT_COLUMNS,
+    PANEL_SCOPES,
+    STEP_CHOICE_COLUMNS,
+    SUMMARY_COLUMNS,
+    Fit,
+    correlations,
+    fit,
+    parts,
+    step_choices,
+    summary,
+)
 
-NUMBERS = CORRELATION_COLUMNS[6:15]
+NUMBERS = FIT_COLUMNS[1:]
 
 
 def points(n: int = 40, seed: int = 0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +48,10 @@ def table(delta_d: np.ndarray, delta_m: np.ndarray, **columns: object) -> pd.Dat
     return pd.DataFrame(frame | columns)
 
 
+def is_without_layers(line: Fit) -> bool:
+    return all(map(math.isnan, (line.r_low, line.r_high, line.slope_low, line.slope_high, line.p_value)))
+
+
 def is_empty(line: Fit) -> bool:
     return all(math.isnan(getattr(line, number)) for number in NUMBERS)
 
@@ -44,19 +61,15 @@ def is_empty(line: Fit) -> bool:
 def test_fit_is_that_of_scipy(n: int, scale: float) -> None:
     x, y = points(n, scale=scale)
     line, pearson, spearman = stats.linregress(x, y), stats.pearsonr(x, y), stats.spearmanr(x, y)
-    interval = pearson.confidence_interval(0.95)
-    margin = stats.t.ppf(0.975, n - 2) * line.stderr
 
     ours = fit(x, y)
 
     assert ours.n == n
     assert ours.pearson_r == pytest.approx(pearson.statistic, rel=1e-12)
-    assert (ours.r_low, ours.r_high) == pytest.approx((interval.low, interval.high), rel=1e-12)
-    assert ours.p_value == pytest.approx(pearson.pvalue, rel=1e-9)
     assert ours.spearman_r == pytest.approx(spearman.statistic, rel=1e-12)
     assert ours.slope == pytest.approx(line.slope, rel=1e-12)
-    assert (ours.slope_low, ours.slope_high) == pytest.approx((line.slope - margin, line.slope + margin))
     assert ours.intercept == pytest.approx(line.intercept, rel=1e-9)
+    assert is_without_layers(ours)
 
 
 def test_spearman_gives_ties_their_mean_rank() -> None:
@@ -64,37 +77,19 @@ def test_spearman_gives_ties_their_mean_rank() -> None:
     assert fit(x, y).spearman_r == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
 
 
-def test_band_is_the_confidence_interval_of_the_mean() -> None:
-    x, y = points(12)
-    at = np.array([0.0, 1.5, 7.0])
-    design, design_at = np.column_stack([np.ones_like(x), x]), np.column_stack([np.ones_like(at), at])
-    beta, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
-    covariance = np.linalg.inv(design.T @ design) * residual[0] / 10
-    margin = stats.t.ppf(0.975, 10) * np.sqrt(np.einsum("ij,jk,ik->i", design_at, covariance, design_at))
-
-    low, high = fit(x, y).band(at)
-
-    np.testing.assert_allclose(low, design_at @ beta - margin, rtol=1e-10)
-    np.testing.assert_allclose(high, design_at @ beta + margin, rtol=1e-10)
-    np.testing.assert_allclose(fit(x, y).line(at), design_at @ beta, rtol=1e-10)
-
-
 def test_fit_within_groups_is_a_regression_with_a_dummy_variable_for_each_group() -> None:
     x, y = points(30)
     groups = np.repeat([7, 3, 9, 4], [12, 8, 9, 1])
     x, y = x + groups, y - 5 * groups
     design = np.column_stack([x, groups[:, None] == np.unique(groups)])
-    beta, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
-    freedom = 30 - 5
-    error = math.sqrt(np.linalg.inv(design.T @ design)[0, 0] * residual[0] / freedom)
-    margin = stats.t.ppf(0.975, freedom) * error
+    beta = np.linalg.lstsq(design, y, rcond=None)[0]
+    hat = design @ np.linalg.pinv(design)
 
     ours = fit(x, y, groups=groups)
 
     assert ours.n == 30
     assert ours.slope == pytest.approx(beta[0], rel=1e-10)
-    assert (ours.slope_low, ours.slope_high) == pytest.approx((beta[0] - margin, beta[0] + margin), rel=1e-10)
-    assert ours.p_value == pytest.approx(2 * stats.t.sf(abs(beta[0] / error), freedom), rel=1e-8)
+    assert ours.leverage == pytest.approx(np.diag(hat).max(), rel=1e-10)
     assert ours.intercept == pytest.approx(y.mean() - beta[0] * x.mean(), rel=1e-10)
 
 
@@ -104,13 +99,10 @@ def test_r_within_groups_is_the_partial_correlation_given_the_group() -> None:
     dummies = (groups[:, None] == np.unique(groups)).astype(float)
     u, v = (values - dummies @ np.linalg.lstsq(dummies, values, rcond=None)[0] for values in (x + 1e3, y))
     r = stats.pearsonr(u, v).statistic
-    z_margin = stats.norm.ppf(0.975) / math.sqrt(30 - 3 - 2)
 
     ours = fit(x, y, groups=groups)
 
     assert ours.pearson_r == pytest.approx(r, rel=1e-9)
-    assert ours.r_low == pytest.approx(math.tanh(math.atanh(r) - z_margin), rel=1e-9)
-    assert ours.r_high == pytest.approx(math.tanh(math.atanh(r) + z_margin), rel=1e-9)
     assert ours.spearman_r == pytest.approx(stats.spearmanr(u, v).statistic, rel=1e-12)
 
 
@@ -151,21 +143,17 @@ def test_groups_of_one_point_leave_nothing_to_fit() -> None:
     assert is_empty(fit(x, y, groups=[1, 1, 2, 3, 4]))
 
 
-def test_three_points_have_a_line_but_no_interval_of_r() -> None:
-    x, y = [1.0, 2.0, 4.0], [1.0, 3.0, 2.0]
-    ours = fit(x, y)
-    assert ours.pearson_r == pytest.approx(stats.pearsonr(x, y).statistic)
-    assert ours.p_value == pytest.approx(stats.pearsonr(x, y).pvalue)
-    assert ours.slope_low < ours.slope < ours.slope_high
-    assert math.isnan(ours.r_low)
-    assert math.isnan(ours.r_high)
-
-
 def test_points_on_a_line_correlate_exactly() -> None:
-    ours = fit([1.0, 2.0, 3.0, 4.0], [8.0, 6.0, 4.0, 2.0])
-    assert (ours.pearson_r, ours.r_low, ours.r_high, ours.spearman_r) == (-1, -1, -1, -1)
-    assert ours.p_value == 0
-    assert (ours.slope, ours.slope_low, ours.slope_high) == (-2, -2, -2)
+    ours = fit(range(6), range(10, -2, -2), layers=range(6))
+    assert (ours.pearson_r, ours.r_low, ours.r_high, ours.spearman_r) == pytest.approx((-1, -1, -1, -1))
+    assert ours.p_value == 2 / 720  # the order observed, and its reverse
+    assert (ours.slope, ours.slope_low, ours.slope_high) == pytest.approx((-2, -2, -2))
+
+
+def test_a_point_without_a_layer_leaves_no_interval() -> None:
+    x, y = points(12)
+    assert is_without_layers(fit(x, y, layers=pd.array([*range(11), pd.NA], dtype="Int64")))
+    assert fit(x, y, layers=pd.array([*range(11), pd.NA], dtype="Int64")).layers == 11
 
 
 def test_correlations_has_a_row_for_every_method_module_scope_and_group() -> None:
@@ -224,55 +212,111 @@ def test_an_empty_table_has_no_rows_and_every_column() -> None:
     assert result.empty
 
 
-def test_summary_has_the_last_steps_means_and_the_pooled_fit() -> None:
+def test_summary_has_the_last_steps_means_the_pooled_fit_and_a_badge() -> None:
     x, y = (values.reshape(3, 5) for values in points(15))
-    row = summary(table(x, y)).iloc[0]
-    assert (row["method"], row["module"], row["matrices"], row["step"], row["n"]) == ("FT", "q", 5, 300, 15)
+    summed = summary(table(x, y))
+    row = summed.iloc[0]
+    assert tuple(summed) == SUMMARY_COLUMNS
+    assert len(SUMMARY_COLUMNS) <= 10
+    assert (row["method"], row["module"], row["step"], row["badge"]) == ("FT", "q", 300, "too few layers")
     assert row["delta_m"] == pytest.approx(y[2].mean())
     assert row["delta_d"] == pytest.approx(x[2].mean())
     assert row["slope"] == pytest.approx(stats.linregress(x.ravel(), y.ravel()).slope)
     assert row["pearson_r"] == pytest.approx(stats.pearsonr(x.ravel(), y.ravel()).statistic)
 
 
-def test_the_bootstrap_over_layers_is_that_of_resampled_rows() -> None:
-    """Against drawing the rows of whole layers and fitting each draw with scipy."""
-    layers, steps = 12, 3
-    x, y = points(layers * steps)
-    y = y + 0.5 * np.tile(np.random.default_rng(1).normal(size=layers), steps)
-    layer = np.tile(np.arange(layers), steps)
-    generator, found = np.random.default_rng(7), []
-    for _ in range(1500):
-        drawn = np.concatenate([np.flatnonzero(layer == k) for k in generator.integers(layers, size=layers)])
-        line = stats.linregress(x[drawn], y[drawn])
-        found.append((line.rvalue, line.slope))
-    expected = np.quantile(found, (0.025, 0.975), axis=0)
-    ours = bootstrap(x, y, layer)
-    width_r, width_slope = expected[1] - expected[0]
-    assert (ours.r_low, ours.r_high) == pytest.approx(expected[:, 0].tolist(), abs=0.08 * width_r)
-    assert (ours.slope_low, ours.slope_high) == pytest.approx(expected[:, 1].tolist(), abs=0.08 * width_slope)
+def test_every_scope_but_a_layers_own_steps_has_an_interval_and_a_p() -> None:
+    x, y = (values.reshape(3, 9) for values in points(27))
+    by_scope = correlations(table(x, y)).groupby("scope")
+    for number in ("r_low", "slope_high", "p_value", "leave_out_low", "leave_out_layer", "q_value"):
+        known = by_scope[number].count()
+        assert known.to_dict() == {"pooled": 1, "step": 3, "layer": 0, "within_step": 1, "within_layer": 1}
+    assert by_scope["layers"].max().to_dict()["pooled"] == 9
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
-def test_the_bootstrap_follows_the_scale_and_is_the_same_every_time(scale: float) -> None:
-    x, y = points(30)
-    layer = np.arange(30)
-    one, scaled = bootstrap(x, y, layer), bootstrap(scale * x, y / scale, layer)
-    assert bootstrap(x, y, layer) == one
-    assert (scaled.r_low, scaled.r_high) == pytest.approx((one.r_low, one.r_high))
-    assert scaled.slope_low * scale**2 == pytest.approx(one.slope_low)
+def test_the_pooled_p_is_that_of_layers_at_the_same_step() -> None:
+    x, y = (values.reshape(3, 9) for values in points(27))
+    p = correlations(table(x + 5 * np.arange(3)[:, None], y - 9 * np.arange(3)[:, None])).set_index("scope")[
+        "p_value"
+    ]
+    assert p["pooled"] == p["within_step"]
 
 
-def test_the_bootstrap_asks_for_four_layers_and_a_line() -> None:
+def test_q_values_are_over_the_panels_of_one_scope() -> None:
+    generator = np.random.default_rng(0)
+    tables = [table(*generator.normal(size=(2, 2, 7)), module=module) for module in "qkvo"]
+    result = correlations(pd.concat(tables))
+    for scope in ("pooled", "step", "within_step", "within_layer"):
+        rows = result[result["scope"] == scope]
+        np.testing.assert_array_equal(rows["q_value"], false_discovery(rows["p_value"]))
+
+
+def test_some_scopes_alone_are_the_same_rows() -> None:
+    x, y = (values.reshape(3, 9) for values in points(27))
+    every, some = correlations(table(x, y)), correlations(table(x, y), PANEL_SCOPES)
+    pd.testing.assert_frame_equal(every[every["scope"].isin(PANEL_SCOPES)].reset_index(drop=True), some)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_pooled_r_is_the_sum_of_its_parts(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    steps = np.repeat([1, 2, 3, 4], [5, 9, 2, 8])
+    x, y = generator.normal(size=(2, 24)) * [[1e-7], [1e-3]] + steps * generator.normal(size=(2, 1)) * [
+        [1e-7],
+        [1e-3],
+    ]
+    found = parts(x, y, steps)
+    between = math.sqrt((1 - found.w_d**2) * (1 - found.w_m**2)) * found.r_between
+    r = stats.pearsonr(x, y).statistic
+    assert found.w_d * found.w_m * found.r_within + between == pytest.approx(r, abs=1e-12)
+    assert found.from_within + between == pytest.approx(r, abs=1e-12)
+    assert found.r_within == pytest.approx(fit(x, y, groups=steps).pearson_r, rel=1e-12)
+
+
+def test_one_step_is_all_within() -> None:
     x, y = points(9)
-    assert math.isnan(bootstrap(x, y, np.arange(9) % 3).r_low)
-    assert math.isnan(bootstrap(np.ones(9), y, np.arange(9)).slope_low)
+    found = parts(x, y, np.full(9, 7))
+    assert (found.r_within, found.w_d, found.w_m) == pytest.approx((fit(x, y).pearson_r, 1, 1))
+    assert math.isnan(found.r_between)
 
 
-def test_correlations_bootstrap_the_pooled_scope_alone() -> None:
-    x, y = (values.reshape(3, 5) for values in points(15))
+def test_correlations_have_the_parts_and_the_choices_of_steps_in_pooled_rows() -> None:
+    x, y = (values.reshape(6, 4) for values in points(24))
     result = correlations(table(x, y)).set_index("scope")
-    assert result.loc["pooled", "r_boot_low"] < result.loc["pooled", "r_boot_high"]
-    assert result.drop(index="pooled")[["r_boot_low", "slope_boot_high"]].isna().all(axis=None)
+    row, found = result.loc["pooled"], parts(x.ravel(), y.ravel(), np.repeat(range(6), 4))
+    assert (row["r_within"], row["r_between"], row["w_d"], row["w_m"]) == pytest.approx(
+        (found.r_within, found.r_between, found.w_d, found.w_m)
+    )
+    choices = step_choices(table(x, y))["r"]
+    assert (row["r_four_low"], row["r_four_median"], row["r_four_high"]) == (
+        choices.min(),
+        choices.median(),
+        choices.max(),
+    )
+    assert result.drop(index="pooled")[["r_within", "w_m", "r_four_low"]].isna().all(axis=None)
+
+
+def test_every_choice_of_four_steps_has_the_r_of_its_points() -> None:
+    x, y = (values.reshape(6, 4) for values in points(24, scale=1e-9))
+    choices = step_choices(table(x, y))
+    assert tuple(choices) == STEP_CHOICE_COLUMNS
+    assert len(choices) == math.comb(6, 4)
+    for steps, r in choices[["steps", "r"]].itertuples(index=False):
+        chosen = [int(step) // 100 - 1 for step in steps.split()]
+        assert r == pytest.approx(stats.pearsonr(x[chosen].ravel(), y[chosen].ravel()).statistic, rel=1e-9)
+
+
+def test_many_steps_are_chosen_from_at_random_and_the_same_every_time() -> None:
+    x, y = (values.reshape(20, 3) for values in points(60))
+    choices = step_choices(table(x, y))
+    assert len(choices) == choices["steps"].nunique() == 500
+    pd.testing.assert_frame_equal(choices, step_choices(table(x, y)))
+
+
+def test_four_steps_leave_no_choice() -> None:
+    x, y = (values.reshape(4, 5) for values in points(20))
+    assert step_choices(table(x, y)).empty
+    assert correlations(table(x, y))["r_four_low"].isna().all()
 
 
 def test_correlations_without_the_shrink_are_those_of_delta_m_unshrunk() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from wdanalysis.analysis import prediction
 from wdanalysis.analysis.readings import readings
-from wdanalysis.analysis.regression import correlations, summary
+from wdanalysis.analysis.regression import correlations, step_choices, summary
 from wdanalysis.analysis.shrink import common_shrink
 
 
@@ -42,12 +42,17 @@ class Findings:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.summary`."""
-        return summary(self.metrics)
+        return summary(self.metrics, self.correlations)
 
     @cached_property
     def correlations(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.correlations`."""
         return correlations(self.metrics)
+
+    @cached_property
+    def step_choices(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.regression.step_choices`."""
+        return step_choices(self.metrics)
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
@@ -57,7 +62,10 @@ class Findings:
     @cached_property
     def readings(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.readings.readings`."""
-        of_metrics, of_predictions = readings(self.metrics), prediction.readings(self.predictions)
+        of_metrics, of_predictions = (
+            readings(self.metrics, self.correlations),
+            prediction.readings(self.predictions),
+        )
         return (
             pd.concat([of_metrics, of_predictions], ignore_index=True) if len(of_predictions) else of_metrics
         )

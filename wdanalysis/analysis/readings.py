@@ -1,39 +1,42 @@
 """What the numbers of a panel (one method, one module) say, in sentences.
 
 Every sentence comes from a rule: a function of the panel that returns a sentence, or nothing where the numbers do not
-carry one. The thresholds are the constants below. A panel without values gets no sentence.
+carry one. The thresholds are the constants below and those of `wdanalysis.analysis.badges`. How often a sentence is
+printed where it is false is counted in tests/analysis/test_sentences.py and told in docs/reading.md. A panel without
+values gets no sentence.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
-import numpy as np
 import pandas as pd
 
+from wdanalysis.analysis.badges import (
+    AS_CHANCE,
+    FALLS,
+    NONE,
+    ONE_LAYER,
+    RISES,
+    TOO_FEW,
+    badge,
+    is_significant,
+    without_most_moving,
+)
 from wdanalysis.analysis.floors import NEAR_FLOOR, near_floor
-from wdanalysis.analysis.regression import Fit, Points, at_last_step, fit
+from wdanalysis.analysis.intervals import FEWEST_LAYERS
+from wdanalysis.analysis.panel import Panel, panels
 
 READING_COLUMNS = ("method", "module", "axis", "rule", "sentence")
 """The columns of `readings`."""
 
-FEWEST_LAYERS = 6
-"""A trend across layers is read from so many layers at least."""
+MIXES = 0.3
+"""A pooled r this far from that of layers at the same step is taken apart in a sentence."""
 
-FEWEST_STEPS = 3
-"""A trend within a layer is read from so many steps at least."""
-
-SIGNIFICANT = 0.05
-"""A trend across layers whose p-value is not below is no clear trend."""
-
-CLEAR = 0.5
-"""A layer whose r over its steps is closer to zero has no clear trend."""
-
-MOST = 0.8
-"""From this share of the layers on it is "most"."""
+EITHER_SIGN = 0.1
+"""Choices of steps are said to decide the sign where r reaches this far on both sides of zero."""
 
 LARGE_SHRINK_SHARE = 0.5
 """A uniform shrink is worth a sentence where it explains this share of ΔM."""
@@ -41,75 +44,11 @@ LARGE_SHRINK_SHARE = 0.5
 ONE_FACTOR = 0.2
 """Layers share one factor where their factors' standard deviation is at most this part of their mean."""
 
-HIDES = 0.5
-"""A pooled r that is this far from both the r within layers and the r across them stands for neither."""
-
 MOSTLY_UNCHANGED = 0.5
 """The share of unchanged elements from which on it is said."""
 
 FEW_VECTORS = 10.0
 """A few vectors are said to have moved most where the largest 1 − cos is this many times the median."""
-
-
-_READ = (
-    *("method", "module", "step", "layer", "delta_m", "delta_d"),
-    *("shrink", "delta_m_unshrunk", "floor_ratio", "delta_d_median", "delta_d_max"),
-    *("unchanged_fraction", "tuned_dtype"),
-)
-"""Columns that rules read; a table may lack those of diagnostics."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The rows of one method and module, and the fits that the rules read.
-
-    Attributes
-    ----------
-    rows
-        Those with values; the columns of `_READ`.
-    last
-        Those of the last step.
-    layers
-        How many layers they are of.
-    across
-        ΔM on ΔD across the layers of the last step: layers are nearly independent of each other, steps are not.
-    unshrunk
-        The same for ΔM without each matrix's uniform shrink.
-    pooled
-        Over all layers and steps.
-    within
-        The r of every layer over its steps, of those that have one and `FEWEST_STEPS` steps.
-    """
-
-    rows: pd.DataFrame
-    last: pd.DataFrame
-    layers: int
-    across: Fit
-    unshrunk: Fit
-    pooled: Fit
-    within: tuple[float, ...]
-
-    @classmethod
-    def of(cls, metrics: pd.DataFrame) -> Panel:
-        """Take it from a method's and module's rows of the metrics table."""
-        rows = metrics.reindex(columns=list(_READ))
-        rows = rows[np.isfinite(rows[["delta_m", "delta_d"]].to_numpy(float, na_value=np.nan)).all(axis=1)]
-        last = at_last_step(rows)
-        points, at_last = Points.of(rows), Points.of(last[last["layer"].notna()])
-        by_layer = [
-            fit(of_layer.delta_d, of_layer.delta_m)
-            for _, of_layer in points.by_layer()
-            if len(set(of_layer.step.tolist())) >= FEWEST_STEPS
-        ]
-        return cls(
-            rows=rows,
-            last=last,
-            layers=len(set(at_last.layer.tolist())),
-            across=fit(at_last.delta_d, at_last.delta_m),
-            unshrunk=fit(at_last.delta_d, at_last.delta_m_unshrunk),
-            pooled=fit(points.delta_d, points.delta_m),
-            within=tuple(line.pearson_r for line in by_layer if math.isfinite(line.pearson_r)),
-        )
 
 
 def unchanged(panel: Panel) -> str | None:
@@ -120,30 +59,67 @@ def unchanged(panel: Panel) -> str | None:
 
 
 def trend(panel: Panel) -> str | None:
-    """How ΔM goes with ΔD, within layers and across them.
+    """How ΔM goes with ΔD across the layers at the same step, with the badge's rule, or why nothing is read.
 
-    Within layers: "every" where the r of each layer over its steps has the same sign and |r| ≥ `CLEAR`, "most" where at
-    least `MOST` of them do, else no common trend; from `FEWEST_LAYERS` layers of `FEWEST_STEPS` steps. Across layers,
-    at the last step: rises or falls where p < `SIGNIFICANT`, else no clear trend; from `FEWEST_LAYERS` layers.
+    A trend is told where q < 0.05 over the panels of the table, also without the layer that moves r most p <
+    0.05 with the same sign, and r is outside the band of updates without structure, where that is known; where
+    r is inside it, nothing is said here.
     """
     if unchanged(panel) or panel.rows.empty:
         return None
-    clauses = [clause for clause in (_within(panel), _across(panel)) if clause]
-    if panel.layers < FEWEST_LAYERS:
-        clauses.append(f"Too few layers ({panel.layers}) to read a trend across them")
-    return "; ".join([*clauses[:1], *map(_lower, clauses[1:])]) + "." if clauses else None
-
-
-def pooled_hides(panel: Panel) -> str | None:
-    """The pooled r differs by `HIDES` or more from both the median r within layers and the r across layers.
-
-    Only where both of these can be read.
-    """
-    if _within(panel) is None or _across(panel) is None:
+    row = panel.within_step
+    found, layers = badge(row), row["layers"]
+    if found == TOO_FEW:
+        few = (
+            "No layers are" if not layers else "One layer is" if layers == 1 else f"Only {layers} layers are"
+        )
+        return f"{few} known: an interval, a p-value and a trend ask for {FEWEST_LAYERS}."
+    if found in (AS_CHANCE, ONE_LAYER) or not math.isfinite(row["pearson_r"]):
         return None
-    within, pooled = float(np.median(panel.within)), panel.pooled.pearson_r
-    if min(abs(pooled - within), abs(pooled - panel.across.pearson_r)) >= HIDES:
-        return f"The pooled r of {_r(pooled)} mixes the two and describes neither."
+    r = f"r = {_r(row['pearson_r'])}{_interval(row)}, {layers} layers"
+    if not math.isfinite(row["q_value"]):
+        return f"The layers do not have the same steps, so no trend is read: {r}."
+    q = f"{_q(row['q_value'])} over {_count(panel.panels, 'panel')}"
+    if found == NONE:
+        without = f", but {_without(row)}" if is_significant(row["q_value"]) else ""
+        return f"No clear trend across layers at the same step: {r}; {q}{without}."
+    without = f"{_r(row['leave_out_low'])} … {_r(row['leave_out_high'])} without any one layer"
+    few = (
+        " The interval holds 0 since few layers carry the spread."
+        if row["r_low"] <= 0 <= row["r_high"]
+        else ""
+    )
+    return f"At the same step, layers {_TRENDS[found]}: {r}; {without}; {q}.{few}"
+
+
+def one_layer(panel: Panel) -> str | None:
+    """One layer makes the trend: without it an r of `RESTS` or more turns its sign, or a significant one is none."""
+    row = panel.within_step
+    if badge(row) != ONE_LAYER:
+        return None
+    return (
+        f"The trend across layers rests on layer {row['leave_out_layer']}: at the same step r = "
+        f"{_r(row['pearson_r'])}, {_without(row, 'it')}."
+    )
+
+
+def pooled_parts(panel: Panel) -> str | None:
+    """The pooled r is `MIXES` or more from that of layers at the same step: what of it is of layers, what of steps."""
+    row = panel.pooled
+    if not math.isfinite(row["r_between"]) or not abs(row["pearson_r"] - row["r_within"]) >= MIXES:
+        return None
+    whole, of_layers = (round(r, 2) for r in (row["pearson_r"], row["w_d"] * row["w_m"] * row["r_within"]))
+    return (
+        f"The pooled r of {_r(whole)} is {_r(of_layers)} from layers at the same step "
+        f"(their r = {_r(row['r_within'])}) and {_r(whole - of_layers)} from the steps."
+    )
+
+
+def step_choice(panel: Panel) -> str | None:
+    """Over the choices of four steps of a longer series, r reaches `EITHER_SIGN` or more on both sides of zero."""
+    low, high = panel.pooled["r_four_low"], panel.pooled["r_four_high"]
+    if low <= -EITHER_SIGN and high >= EITHER_SIGN:
+        return f"Which four steps one looks at decides the sign of r: from {_r(low)} to {_r(high)}."
     return None
 
 
@@ -170,14 +146,25 @@ def shrink(panel: Panel) -> str | None:
 
 
 def without_shrink(panel: Panel) -> str | None:
-    """Taking out each matrix's uniform shrink changes the trend across layers that `trend` reads."""
-    if shrink(panel) is None:
+    """Taking out each matrix's uniform shrink changes the trend across layers that `trend` reads.
+
+    A trend without it asks for p < 0.05 over the number of panels, and for p < 0.05 with the same sign
+    without the layer that moves r most.
+    """
+    if shrink(panel) is None or (before := badge(panel.within_step)) not in _READABLE:
         return None
-    before, after = _direction(panel, panel.across), _direction(panel, panel.unshrunk)
-    if before is None or after is None or before == after:
+    line = panel.unshrunk
+    if not (math.isfinite(line.leave_out_low) and math.isfinite(line.p_value)):
         return None
-    what = "there is no clear trend" if after == 0 else f"ΔM {_TRENDS[after]}"
-    return f"Without that, {what} across layers (r = {_r(panel.unshrunk.pearson_r)})."
+    turns = line.leave_out_low <= 0 <= line.leave_out_high
+    clear = is_significant(line.p_value, panel.panels) and is_significant(line.leave_out_p) and not turns
+    after = NONE if not clear else RISES if line.pearson_r > 0 else FALLS
+    if before == after or (before not in (RISES, FALLS) and after == NONE):
+        return None
+    what = "there is no clear trend across layers at the same step"
+    if after != NONE:
+        what = f"layers {_TRENDS[after]} at the same step"
+    return f"Without that, {what} (r = {_r(line.pearson_r)}; {_q(line.p_value, 'p')})."
 
 
 def rounding(panel: Panel) -> str | None:
@@ -214,7 +201,11 @@ RULES: Mapping[str, Callable[[Panel], str | None]] = MappingProxyType(
     {
         "unchanged": unchanged,
         "trend": trend,
-        "pooled_hides": pooled_hides,
+        "one_layer": one_layer,
+        # what updates without structure would show: "chance": nulls.reading
+        "pooled_parts": pooled_parts,
+        "step_choice": step_choice,
+        # what the run's schedule predicts: "prediction": prediction.reading
         "shrink": shrink,
         "without_shrink": without_shrink,
         "rounding": rounding,
@@ -225,13 +216,16 @@ RULES: Mapping[str, Callable[[Panel], str | None]] = MappingProxyType(
 """Every rule by its name in the table, in the order in which sentences are read."""
 
 
-def readings(metrics: pd.DataFrame) -> pd.DataFrame:
+def readings(metrics: pd.DataFrame, correlated: pd.DataFrame | None = None) -> pd.DataFrame:
     """Read every panel of a metrics table.
 
     Parameters
     ----------
     metrics
         The metrics table. Without diagnostics the rules that need them say nothing.
+    correlated
+        Its table of `wdanalysis.analysis.regression.correlations`, where it is there already. Columns r_null_low and
+        r_null_high in it are what updates without structure would show: no trend is told that lies between.
 
     Returns
     -------
@@ -242,58 +236,39 @@ def readings(metrics: pd.DataFrame) -> pd.DataFrame:
     --------
     >>> readings(run.metrics)[["method", "module", "rule"]].head(3)
       method module          rule
-    0     ft      q         trend
-    1     ft      q  pooled_hides
+    0     ft      q     one_layer
+    1     ft      q  pooled_parts
     2     ft      v         trend
     """
-    rows = []
-    for key, of_panel in metrics.groupby(["method", "module", "axis"], sort=False):
-        panel = Panel.of(of_panel)
-        rows += [[*key, name, text] for name, rule in RULES.items() if (text := rule(panel))]
+    rows = [
+        [*key, name, text]
+        for key, panel in panels(metrics, correlated)
+        for name, rule in RULES.items()
+        if (text := rule(panel))
+    ]
     return pd.DataFrame(rows, columns=list(READING_COLUMNS), dtype=str)
 
 
-def reading(metrics: pd.DataFrame) -> str:
-    """The sentences of one panel's rows in a line; empty where there are none."""
-    panel = Panel.of(metrics)
-    return " ".join(text for rule in RULES.values() if (text := rule(panel)))
+_TRENDS = {RISES: "that turned more changed magnitude more", FALLS: "that turned more changed magnitude less"}
+_READABLE = (RISES, FALLS, NONE, ONE_LAYER)
 
 
-_TRENDS = {1: "rises with ΔD", -1: "falls as ΔD rises"}
+def _interval(row: Mapping[str, float]) -> str:
+    low, high = row["r_low"], row["r_high"]
+    return f" [{_r(low)}, {_r(high)}]" if math.isfinite(low) else ""
 
 
-def _within(panel: Panel) -> str | None:
-    """The clause on what happens within layers."""
-    if len(panel.within) < FEWEST_LAYERS:
-        return None
-    for sign, goes in _TRENDS.items():
-        share = float(np.mean(sign * np.array(panel.within) >= CLEAR))
-        if share >= MOST:
-            where = "every layer" if share == 1 else f"most layers ({_whole_percent(share)})"
-            return f"ΔM {goes} within {where}"
-    return "Within layers ΔM has no common trend"
+def _without(row: Mapping[str, float], what: str = "") -> str:
+    r, p = _r(without_most_moving(row)), _q(row["leave_out_p"], "p")
+    return f"without {what or 'layer ' + str(row['leave_out_layer'])} r = {r} ({p})"
 
 
-def _across(panel: Panel) -> str | None:
-    """The clause on what happens across layers."""
-    direction = _direction(panel, panel.across)
-    if direction is None:
-        return None
-    r = f"(r = {_r(panel.across.pearson_r)}, n = {panel.across.n})"
-    if direction == 0:
-        return f"Across layers there is no clear trend {r}"
-    return f"Across layers ΔM {_TRENDS[direction]} {r}"
+def _q(value: float, name: str = "q") -> str:
+    return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.3g}"
 
 
-def _direction(panel: Panel, line: Fit) -> int | None:
-    """1 for rising, −1 for falling, 0 for neither; None where there are too few layers or no line."""
-    if panel.layers < FEWEST_LAYERS or not math.isfinite(line.pearson_r):
-        return None
-    return int(np.sign(line.pearson_r)) if line.p_value < SIGNIFICANT else 0
-
-
-def _lower(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _r(value: float) -> str:

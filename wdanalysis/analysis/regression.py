@@ -4,29 +4,40 @@ The paper's Figures 2 and 7 pool the matrices of every layer and step in one pan
 one Pearson r (§3.2). A pooled r mixes what happens within a layer with what happens across layers, and the
 two can have opposite signs (Simpson's paradox); so the same numbers are given for every scope of `SCOPES`.
 
-The sums of squares are written out and not taken from `scipy.stats`: a table of 32 layers, 7 modules and 3
-methods asks for a thousand fits, the degrees of freedom differ within groups, and `scipy.stats` alone takes
-a second to import. It is what the tests compare with.
+Intervals and p-values come from the layers (`wdanalysis.analysis.intervals`). The sums of squares are written out and
+not taken from `scipy.stats`: a table of 32 layers, 7 modules and 3 methods asks for a thousand fits, and `scipy.stats`
+alone takes a second to import. It is what the tests compare with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import combinations
+from math import comb
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri, stdtr, stdtrit
 
+from wdanalysis.analysis.badges import badge
+from wdanalysis.analysis.intervals import (
+    FEWEST_LAYERS,
+    LEAST_SPREAD,
+    NAN,
+    by_layer,
+    false_discovery,
+    permutation_p,
+)
 from wdanalysis.analysis.nulls import NULL_COLUMNS, null_r
-
-CONFIDENCE = 0.95
-"""Coverage of every interval and band."""
 
 SCOPES = ("pooled", "step", "layer", "within_step", "within_layer")
 """`pooled`: all points. `step`: one row a step, across its layers. `layer`: one row a layer, across its
 steps. `within_step`, `within_layer`: all points after taking out each group's mean."""
+
+PANEL_SCOPES = ("pooled", "within_step")
+"""The scopes with one row a panel that summary and readings are made of."""
 
 FIT_COLUMNS = (
     *("n", "pearson_r", "r_low", "r_high", "p_value", "spearman_r"),
@@ -37,32 +48,43 @@ FIT_COLUMNS = (
 UNSHRUNK_COLUMNS = {"pearson_r_unshrunk": "pearson_r", "slope_unshrunk": "slope"}
 """Columns of `correlations` that are fields of the `Fit` of ΔM without its uniform shrink."""
 
-BOOTSTRAP_COLUMNS = {
-    "r_boot_low": "r_low",
-    "r_boot_high": "r_high",
-    "slope_boot_low": "slope_low",
-    "slope_boot_high": "slope_high",
-}
-"""Columns of `correlations` that are fields of `Bootstrap`."""
+LAYER_COLUMNS = ("layers", "leave_out_low", "leave_out_high", "leave_out_layer", "leave_out_p", "leverage")
+"""More columns that are fields of `Fit`."""
+
+PART_COLUMNS = ("r_within", "r_between", "w_d", "w_m")
+"""Columns that are fields of `Parts`, in `pooled` rows."""
+
+FOUR_COLUMNS = ("r_four_low", "r_four_median", "r_four_high")
+"""Columns that sum up `step_choices`, in `pooled` rows."""
 
 CORRELATION_COLUMNS = (
     *("method", "module", "axis", "scope", "group"),
     *FIT_COLUMNS,
     *UNSHRUNK_COLUMNS,
-    *BOOTSTRAP_COLUMNS,
+    *LAYER_COLUMNS,
+    "q_value",
+    *PART_COLUMNS,
+    *FOUR_COLUMNS,
     *NULL_COLUMNS,
 )
 """The columns of `correlations`."""
 
-BOOTSTRAP_DRAWS = 2000
-BOOTSTRAP_SEED = 0
-FEWEST_LAYERS = 4
-"""`bootstrap` asks for so many layers."""
+SUMMARY_COLUMNS = (
+    *("method", "module", "step", "delta_m", "delta_d"),
+    *("pearson_r", "r_low", "r_high", "slope", "badge"),
+)
+"""The columns of `summary`: ten at most."""
 
-LEAST_SPREAD = 1e-12
-"""Values whose range is below this share of the largest differ by rounding only."""
+STEP_CHOICE_COLUMNS = ("method", "module", "axis", "steps", "r")
+"""The columns of `step_choices`."""
 
-NAN = float("nan")
+CHOSEN_STEPS = 4
+"""So many steps the paper's figures show; `step_choices` chooses so many of a longer series."""
+
+MOST_CHOICES = 500
+"""All choices are made up to so many, else so many at random."""
+
+CHOICE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -74,21 +96,28 @@ class Fit:
     n
         Number of points.
     pearson_r, r_low, r_high
-        Pearson's r and its interval by Fisher's z; the interval asks for four points.
+        Pearson's r and its interval from the layers; the interval asks for six.
     p_value
-        Two-sided, of r = 0 (equally of slope = 0), by Student's t.
+        Two-sided, by exchanging the layers' paths of y (`wdanalysis.analysis.intervals.permutation_p`).
     spearman_r
         Pearson's r of the ranks, ties at their mean rank.
     slope, slope_low, slope_high, intercept
-        The line and the interval of its slope by Student's t.
-    x_mean, x_std
-        Centre and population standard deviation of x (of x − its group's mean), which `band` needs.
+        The line and the interval of its slope from the layers.
+    layers
+        How many layers the points have.
+    leave_out_low, leave_out_high, leave_out_layer, leave_out_p
+        The range of r when one layer is left out, the label of the one that moves it most (None where there are too
+        few), and the p-value without that one.
+    leverage
+        The largest point's: 1/n of its group + its share in the sum of squares of x; from 0 to 1.
+    x_mean, t, level_variance, level_slope_covariance, slope_variance
+        Centre of x, and what `band` needs of the layers.
 
     Examples
     --------
-    >>> line = fit([0, 1, 2, 3], [1.0, 2.9, 5.1, 7.0])
+    >>> line = fit([0, 1, 2, 3, 4, 5], [1.0, 2.9, 5.1, 7.0, 9.2, 10.8], layers=range(6))
     >>> line.line([0, 10]).round(2)
-    array([ 0.97, 21.17])
+    array([ 1.01, 20.96])
     >>> low, high = line.band([1.5])
     >>> bool(low < line.line(1.5) < high)
     True
@@ -104,30 +133,49 @@ class Fit:
     slope_low: float = NAN
     slope_high: float = NAN
     intercept: float = NAN
+    layers: int = 0
+    leave_out_low: float = NAN
+    leave_out_high: float = NAN
+    leave_out_layer: object = None
+    leave_out_p: float = NAN
+    leverage: float = NAN
     x_mean: float = NAN
-    x_std: float = NAN
+    t: float = NAN
+    level_variance: float = NAN
+    level_slope_covariance: float = NAN
+    slope_variance: float = NAN
 
     def line(self, x: ArrayLike) -> NDArray[np.float64]:
         """Return intercept + slope · x, of x's shape."""
         return self.intercept + self.slope * np.asarray(x, dtype=np.float64)
 
     def band(self, x: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the lower and upper edge of the confidence band of the mean of y at x, each of x's shape.
+        """Return the lower and upper edge of the confidence band of the line at x, each of x's shape.
 
-        The half-width is t · s · √(1/n + (x − x̄)²/Sxx): the slope's half-width times √(Sxx/n + (x − x̄)²).
+        With v, c and s the layers' variance of the line's height at x̄, its covariance with the slope and the slope's
+        variance, the half-width is t · √(v + 2c·(x − x̄) + s·(x − x̄)²); NaN where there is no interval.
         """
         distance = np.asarray(x, dtype=np.float64) - self.x_mean
-        half_width = (self.slope_high - self.slope) * np.hypot(self.x_std, distance)
+        of_height = self.level_variance + distance * (
+            2 * self.level_slope_covariance + distance * self.slope_variance
+        )
+        half_width = self.t * np.sqrt(np.maximum(of_height, 0))
         return self.line(x) - half_width, self.line(x) + half_width
 
 
-def fit(x: ArrayLike, y: ArrayLike, *, groups: ArrayLike | None = None) -> Fit:
+def fit(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    layers: ArrayLike | None = None,
+    steps: ArrayLike | None = None,
+) -> Fit:
     """Fit y = intercept + slope · x by least squares, and correlate.
 
-    With `groups` each group keeps a mean of its own: the slope is that of a regression with a dummy
-    variable for each group, and r is that of the values less their group's mean. G groups cost G − 1
-    degrees of freedom, of the p-value, of the slope's interval and of Fisher's z alike; the intercept is
-    that of the line through the mean of all points.
+    With `groups` each group keeps a mean of its own: the slope is that of a regression with a dummy variable for each
+    group, and r is that of the values less their group's mean; the intercept is that of the line through the mean of
+    all points.
 
     Parameters
     ----------
@@ -135,11 +183,16 @@ def fit(x: ArrayLike, y: ArrayLike, *, groups: ArrayLike | None = None) -> Fit:
         (n,) numbers. A point with a NaN or an infinity is left out.
     groups
         (n,) labels; a missing label is a group of its own.
+    layers
+        (n,) labels of the units that intervals and p-value come from. Without them, or where a point has none, there is
+        neither.
+    steps
+        (n,) labels: which points of a layer's path stand for which of another's. By default all are of one step.
 
     Returns
     -------
     Fit
-        Every number NaN, but for `n`, where x or y has no spread beyond rounding or where there are fewer
+        Every number NaN, but for `n` and `layers`, where x or y has no spread beyond rounding or where there are fewer
         than three points (with G groups: fewer than G + 2).
 
     Examples
@@ -149,100 +202,76 @@ def fit(x: ArrayLike, y: ArrayLike, *, groups: ArrayLike | None = None) -> Fit:
     (1.98, 0.9995, 4)
     """
     points = np.array([x, y], dtype=np.float64)
-    known = np.isfinite(points).all(axis=0)
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=0))
     points = points[:, known]
     n = points.shape[1]
-    group = np.zeros(n, dtype=np.intp)
-    if groups is not None:
-        group, _ = pd.factorize(np.asarray(groups)[known], use_na_sentinel=False)
+    group = _codes(groups, known)
+    layer, labels = pd.factorize(np.asarray(layers)[known]) if layers is not None else (group, ())
     freedom = n - 2 - int(group.max(initial=0))
     if freedom < 1:
-        return Fit(n)
+        return Fit(n, layers=len(labels))
     centred = np.array([_less_group_means(values, group) for values in points])
     if (np.ptp(centred, axis=1) <= LEAST_SPREAD * np.abs(points).max(axis=1)).any():
-        return Fit(n)
+        return Fit(n, layers=len(labels))
     u, v = centred
     x_mean, y_mean = points.mean(axis=1)
-
     slope = (u @ v) / (u @ u)
-    residual = v - slope * u
-    slope_error = np.sqrt((residual @ residual) / freedom / (u @ u))
-    half_width = stdtrit(freedom, 0.5 + CONFIDENCE / 2) * slope_error
-    r = _pearson(u, v)
-    with np.errstate(divide="ignore"):  # r = ±1: t and z are infinite, as they should
-        t = r * np.sqrt(freedom / ((1 - r) * (1 + r)))
-        z = np.arctanh(r)
-    r_low = r_high = NAN
-    if freedom > 1:
-        z_half_width = ndtri(0.5 + CONFIDENCE / 2) / np.sqrt(freedom - 1)  # n − 3 − (G − 1)
-        r_low, r_high = np.tanh(z - z_half_width), np.tanh(z + z_half_width)
-    return Fit(
+    line = Fit(
         n,
-        pearson_r=float(r),
-        r_low=float(r_low),
-        r_high=float(r_high),
-        p_value=float(2 * stdtr(freedom, -abs(t))),
+        pearson_r=float(_pearson(u, v)),
         spearman_r=float(_pearson(_centred_ranks(u), _centred_ranks(v))),
         slope=float(slope),
-        slope_low=float(slope - half_width),
-        slope_high=float(slope + half_width),
         intercept=float(y_mean - slope * x_mean),
+        layers=len(labels),
+        leverage=float((u * u / (u @ u) + 1 / np.bincount(group)[group]).max()),
         x_mean=float(x_mean),
-        x_std=float(np.sqrt(u @ u / n)),
+    )
+    if not len(labels) or (layer < 0).any():
+        return line
+    return _with_layers(line, points, group, layer, labels, _codes(steps, known))
+
+
+def _with_layers(
+    line: Fit,
+    points: NDArray[np.float64],
+    group: NDArray[np.intp],
+    layer: NDArray[np.intp],
+    labels: Sequence[object] | NDArray[Any],
+    step: NDArray[np.intp],
+) -> Fit:
+    """Add what the layers say, of points that have a line."""
+    about_mean = points - points.mean(axis=1, keepdims=True)
+    scale_x, scale_y = scale = np.sqrt((about_mean**2).mean(axis=1))
+    u, v = about_mean / scale[:, None]  # of order one: sums of squares keep their digits
+    found = by_layer(u, v, group, layer)
+    inside = _less_group_means(u, group), _less_group_means(v, group)
+    kept = layer != found.leave_out_layer
+    rest = (inside[0][kept], inside[1][kept], step[kept], layer[kept])
+    per = scale_y / scale_x
+    low, high = found.slope_low * per, found.slope_high * per
+    return replace(
+        line,
+        r_low=found.r_low,
+        r_high=found.r_high,
+        p_value=permutation_p(*inside, step, layer),
+        slope_low=float(low),
+        slope_high=float(high),
+        leave_out_low=found.leave_out_low,
+        leave_out_high=found.leave_out_high,
+        leave_out_layer=labels[found.leave_out_layer] if found.leave_out_layer >= 0 else None,
+        leave_out_p=NAN if kept.all() else permutation_p(*rest, fewest=FEWEST_LAYERS - 1),
+        t=found.t,
+        level_variance=float(found.level_variance * scale_y**2),
+        level_slope_covariance=float(found.level_slope_covariance * scale_y * per),
+        slope_variance=float(found.slope_variance * per**2),
     )
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Intervals of r and of the slope from resampled layers; NaN where there is none."""
-
-    r_low: float = NAN
-    r_high: float = NAN
-    slope_low: float = NAN
-    slope_high: float = NAN
-
-
-def bootstrap(x: ArrayLike, y: ArrayLike, layers: ArrayLike) -> Bootstrap:
-    """Draw whole layers with replacement, and take the percentiles of r and of the slope over the draws.
-
-    Matrices of one layer at several steps are not independent, as `Fit`'s intervals have it; their layers nearly
-    are. A layer that is drawn twice counts twice, with all of its points.
-
-    Parameters
-    ----------
-    x, y
-        (n,) numbers. A point with a NaN or an infinity is left out.
-    layers
-        (n,) labels; a point without one is left out.
-
-    Returns
-    -------
-    Bootstrap
-        Percentile intervals of coverage `CONFIDENCE` over `BOOTSTRAP_DRAWS` draws from a fixed seed. NaN under
-        `FEWEST_LAYERS` layers, and where the points have no line.
-    """
-    points = np.array([x, y], dtype=np.float64)
-    known = np.isfinite(points).all(axis=0) & pd.Series(layers).notna().to_numpy()
-    u, v = points = points[:, known]
-    layer, names = pd.factorize(np.asarray(layers)[known])
-    count = len(names)
-    if count < FEWEST_LAYERS or np.isnan(fit(u, v).slope):
-        return Bootstrap()
-    mean, scale = points.mean(axis=1, keepdims=True), points.std(axis=1, keepdims=True)
-    u, v = (points - mean) / scale  # of order one: the sums of squares keep their digits
-    terms = (np.ones_like(u), u, v, u * u, u * v, v * v)
-    of_layer = np.array([np.bincount(layer, weights=term, minlength=count) for term in terms])
-    times = np.random.default_rng(BOOTSTRAP_SEED).multinomial(
-        count, [1 / count] * count, size=BOOTSTRAP_DRAWS
-    )
-    n, su, sv, suu, suv, svv = of_layer @ times.T
-    uu, uv, vv = suu - su * su / n, suv - su * sv / n, svv - sv * sv / n
-    has_line = (uu > LEAST_SPREAD * n) & (vv > LEAST_SPREAD * n)  # not one layer's single point over and over
-    uu, uv, vv = uu[has_line], uv[has_line], vv[has_line]
-    tails = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
-    r_low, r_high = np.quantile(np.clip(uv / np.sqrt(uu * vv), -1, 1), tails)
-    slope_low, slope_high = np.quantile(uv / uu * (scale[1] / scale[0]), tails)
-    return Bootstrap(float(r_low), float(r_high), float(slope_low), float(slope_high))
+def _codes(labels: ArrayLike | None, known: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Codes of the known points' labels; without labels all have one."""
+    if labels is None:
+        return np.zeros(int(known.sum()), dtype=np.intp)
+    return np.asarray(pd.factorize(np.asarray(labels)[known], use_na_sentinel=False)[0])
 
 
 NO_LABEL = -1
@@ -295,7 +324,124 @@ class Points:
             yield layer, self.where(self.layer == layer)
 
 
-def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Parts:
+    """A pooled r taken apart: r = w_d · w_m · r_within + √((1 − w_d²)(1 − w_m²)) · r_between; NaN where there is none.
+
+    Attributes
+    ----------
+    r_within
+        Of the values less their step's mean: the layers at the same step.
+    r_between
+        Of the steps' means, each counted as often as it has points; NaN where there is one step.
+    w_d, w_m
+        Square roots of the within-step share in the sum of squares of ΔD and of ΔM.
+    """
+
+    r_within: float = NAN
+    r_between: float = NAN
+    w_d: float = NAN
+    w_m: float = NAN
+
+    @property
+    def from_within(self) -> float:
+        """The part of r that is of layers at the same step; the rest is of steps."""
+        return self.w_d * self.w_m * self.r_within
+
+
+def parts(x: ArrayLike, y: ArrayLike, steps: ArrayLike) -> Parts:
+    """Take the r of y with x apart into layers at the same step and steps.
+
+    Examples
+    --------
+    >>> found = parts([1, 2, 3, 4], [2, 1, 4, 3], steps=[10, 10, 20, 20])
+    >>> round(found.r_within, 2), round(found.r_between, 2), round(found.from_within, 2)
+    (-1.0, 1.0, -0.2)
+    """
+    points = np.array([x, y], dtype=np.float64)
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=0))
+    points, step = points[:, known], _codes(steps, known)
+    if np.isnan(fit(*points).pearson_r):
+        return Parts()
+    whole = (
+        _less_group_means(points[0], np.zeros_like(step)),
+        _less_group_means(points[1], np.zeros_like(step)),
+    )
+    within = [_less_group_means(values, step) for values in whole]
+    between = [all_of - inside for all_of, inside in zip(whole, within, strict=True)]
+    square, inside, outside = (
+        np.array([values @ values for values in of]) for of in (whole, within, between)
+    )
+    w_d, w_m = np.sqrt(inside / square)
+    r_within = _pearson(*within) if (inside > LEAST_SPREAD**2 * square).all() else NAN
+    r_between = _pearson(*between) if (outside > LEAST_SPREAD**2 * square).all() else NAN
+    return Parts(float(r_within), float(r_between), float(w_d), float(w_m))
+
+
+def choose_steps(points: Points) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
+    """The pooled r over each choice of `CHOSEN_STEPS` of the steps, where there are more.
+
+    Returns
+    -------
+    choices, r
+        The steps of each choice, and (choices,) numbers, NaN where a choice has no line. All choices up to
+        `MOST_CHOICES`, else so many different ones from a fixed seed.
+    """
+    known = np.isfinite(points.delta_d) & np.isfinite(points.delta_m) & (points.step != NO_LABEL)
+    u, v, step = points.delta_d[known], points.delta_m[known], points.step[known]
+    steps, code = np.unique(step, return_inverse=True)
+    if len(steps) <= CHOSEN_STEPS or np.isnan(fit(u, v).pearson_r):
+        return [], np.empty(0)
+    if comb(len(steps), CHOSEN_STEPS) <= MOST_CHOICES:
+        chosen = np.array(list(combinations(range(len(steps)), CHOSEN_STEPS)))
+    else:
+        generator, found = np.random.default_rng(CHOICE_SEED), set[tuple[int, ...]]()
+        while len(found) < MOST_CHOICES:
+            one = generator.choice(len(steps), CHOSEN_STEPS, replace=False)
+            found.add(tuple(sorted(one.tolist())))
+        chosen = np.array(sorted(found))
+    u, v = (u - u.mean()) / u.std(), (v - v.mean()) / v.std()
+    terms = (np.ones_like(u), u, v, u * u, u * v, v * v)
+    sums = np.array([np.bincount(code, term) for term in terms])[:, chosen].sum(axis=2)
+    n, su, sv, suu, suv, svv = sums
+    uu, uv, vv = suu - su * su / n, suv - su * sv / n, svv - sv * sv / n
+    has_line = (n > 2) & (uu > LEAST_SPREAD * n) & (vv > LEAST_SPREAD * n)
+    r = np.full(len(chosen), np.nan)
+    r[has_line] = np.clip(uv[has_line] / np.sqrt(uu[has_line] * vv[has_line]), -1, 1)
+    return [tuple(steps[one].tolist()) for one in chosen], r
+
+
+def step_choices(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Correlate ΔM with ΔD over every choice of four steps: which steps one looks at may decide the sign.
+
+    Parameters
+    ----------
+    metrics
+        The metrics table.
+
+    Returns
+    -------
+    DataFrame
+        `STEP_CHOICE_COLUMNS`, a row for each method, module, axis and choice of `CHOSEN_STEPS` steps (as text, such as
+        "60 120 180 240"): the pooled r over them. All choices up to `MOST_CHOICES`, else so many from a fixed seed. No
+        rows for a series of four steps or fewer.
+
+    Examples
+    --------
+    >>> step_choices(run.metrics)  # four steps leave no choice
+    Empty DataFrame
+    Columns: [method, module, axis, steps, r]
+    Index: []
+    """
+    rows = [
+        (*key, " ".join(map(str, steps)), r)
+        for key, matrices in metrics.groupby(["method", "module", "axis"], sort=False)
+        for steps, r in zip(*choose_steps(Points.of(matrices)), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(STEP_CHOICE_COLUMNS)).astype({"r": "float64"})
+
+
+def correlations(metrics: pd.DataFrame, scopes: Collection[str] = SCOPES) -> pd.DataFrame:
     """Correlate ΔM (y) with ΔD (x) for each method, module and axis, in every scope of `SCOPES`.
 
     Parameters
@@ -303,16 +449,20 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
     metrics
         The metrics table: a row per method, step and matrix, with the columns method, step, layer, module,
         axis, delta_m and delta_d; and delta_m_unshrunk, where it has diagnostics.
+    scopes
+        Which to give.
 
     Returns
     -------
     DataFrame
-        `CORRELATION_COLUMNS`, with the numbers of `Fit`; the null columns, of the scopes `pooled` and `within_step`,
-        are those of `wdanalysis.analysis.nulls.null_r`; `pearson_r_unshrunk` and `slope_unshrunk` are those of
-        delta_m_unshrunk on ΔD; the `boot` columns, of scope `pooled` alone, are those of `bootstrap`. `group` is the
-        step of a `step` row and the layer of a `layer` row and otherwise empty. A row without ΔM or ΔD is not counted
-        in `n`. A checkpoint without a step is a step of its own; a matrix without a layer takes no part in `layer`,
-        `within_layer` and the bootstrap.
+        `CORRELATION_COLUMNS`, with the numbers of `Fit`. Intervals, p-value and what leaving out a layer does are those
+        of the layers; scope `layer` has none. `q_value` holds the rate of false discoveries over the rows of one scope.
+        `pearson_r_unshrunk` and `slope_unshrunk` are those of delta_m_unshrunk on ΔD. The numbers of `parts` and the
+        range over `step_choices` stand in `pooled` rows. `group` is the step of a `step` row and the layer of a `layer`
+        row and otherwise empty. A row without ΔM or ΔD is not counted in `n`. A checkpoint without a step is a step of
+        its own; a matrix without a layer takes no part in `layer` and `within_layer`, and where it takes part there is
+        no interval. `NULL_COLUMNS`, of the scopes `pooled` and `within_step`, are those of
+        `wdanalysis.analysis.nulls.null_r`.
 
     Examples
     --------
@@ -323,49 +473,45 @@ def correlations(metrics: pd.DataFrame) -> pd.DataFrame:
     50   dora  40       0.85
     """
     rows = [
-        dict(zip(("method", "module", "axis"), key, strict=True))
-        | {"scope": scope, "group": group}
-        | {name: getattr(line, name) for name in FIT_COLUMNS}
-        | {name: getattr(unshrunk, number) for name, number in UNSHRUNK_COLUMNS.items()}
-        | {name: getattr(resampled, number) for name, number in BOOTSTRAP_COLUMNS.items()}
+        dict(zip(("method", "module", "axis"), key, strict=True)) | numbers
         for key, matrices in metrics.groupby(["method", "module", "axis"], sort=False)
-        for scope, group, line, unshrunk, resampled in _scoped_fits(Points.of(matrices))
+        for numbers in _scoped_rows(Points.of(matrices), scopes)
     ]
     table = pd.DataFrame(rows, columns=[name for name in CORRELATION_COLUMNS if name not in NULL_COLUMNS])
+    for _, of_scope in table.groupby("scope"):
+        table.loc[of_scope.index, "q_value"] = false_discovery(of_scope["p_value"])
     table = table.merge(null_r(metrics), how="left", on=["method", "module", "axis", "scope"])
-    numbers = {*FIT_COLUMNS, *UNSHRUNK_COLUMNS, *BOOTSTRAP_COLUMNS, *NULL_COLUMNS}
-    return table.astype(dict.fromkeys(numbers, "float64") | {"group": "Int64", "n": "int64"})
+    whole = {"group": "Int64", "n": "int64", "layers": "int64", "leave_out_layer": "Int64"}
+    numbers = set(CORRELATION_COLUMNS[5:]) - set(whole)
+    return table.astype(dict.fromkeys(numbers, "float64") | whole)
 
 
-def summary(metrics: pd.DataFrame) -> pd.DataFrame:
+def summary(metrics: pd.DataFrame, correlated: pd.DataFrame | None = None) -> pd.DataFrame:
     """Sum up each method and module in a row.
 
     Parameters
     ----------
     metrics
         The metrics table, as for `correlations`.
+    correlated
+        The table of `correlations`, where it is there already.
 
     Returns
     -------
     DataFrame
-        method, module, axis; of the last step: `matrices` (their number), `step`, and the means `delta_m` and
-        `delta_d`; of all steps and layers: `n`, `pearson_r`, `r_low`, `r_high` and `slope` of the pooled fit.
+        `SUMMARY_COLUMNS`: of the last step, `step` and the means `delta_m` and `delta_d`; of all steps and layers,
+        `pearson_r`, `r_low`, `r_high` and `slope` of the pooled fit; and the `badge`: what the layers, compared at the
+        same step, can be said to do (`wdanalysis.analysis.badges.badge`).
     """
     keys = ["method", "module", "axis"]
+    table = correlations(metrics, PANEL_SCOPES) if correlated is None else correlated
     last = at_last_step(metrics).groupby(keys, sort=False)
-    means = last.agg(
-        matrices=("step", "size"),
-        step=("step", "max"),
-        delta_m=("delta_m", "mean"),
-        delta_d=("delta_d", "mean"),
-    )
-    numbers = ["n", "pearson_r", "r_low", "r_high", "slope"]
-    fits = {key: fit(rows["delta_d"], rows["delta_m"]) for key, rows in metrics.groupby(keys, sort=False)}
-    pooled = pd.DataFrame(
-        [[*key, *(getattr(line, number) for number in numbers)] for key, line in fits.items()],
-        columns=keys + numbers,
-    )
-    return means.reset_index().merge(pooled, on=keys)
+    means = last.agg(step=("step", "max"), delta_m=("delta_m", "mean"), delta_d=("delta_d", "mean"))
+    pooled = table[table["scope"] == "pooled"]
+    within_step = table[table["scope"] == "within_step"]
+    badges = within_step[keys].assign(badge=[badge(row) for _, row in within_step.iterrows()])
+    joined = means.reset_index().merge(pooled.drop(columns="group"), on=keys).merge(badges, on=keys)
+    return joined[list(SUMMARY_COLUMNS)]
 
 
 def at_last_step(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -374,24 +520,46 @@ def at_last_step(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[order == order.groupby([metrics["method"], metrics["module"]]).transform("max")]
 
 
-def _scoped_fits(points: Points) -> Iterator[tuple[str, object, Fit, Fit, Bootstrap]]:
-    """Yield scope, group, both fits and the bootstrap for the rows of one method, module and axis."""
-    in_a_layer = points.where(points.layer != NO_LABEL)
-    resampled = bootstrap(in_a_layer.delta_d, in_a_layer.delta_m, in_a_layer.layer)
-    yield "pooled", pd.NA, *_both_fits(points), resampled
-    for step, of_step in points.by_step():
-        yield "step", step, *_both_fits(of_step), Bootstrap()
-    for layer, of_layer in points.by_layer():
-        yield "layer", layer, *_both_fits(of_layer), Bootstrap()
-    yield "within_step", pd.NA, *_both_fits(points, points.step), Bootstrap()
-    yield "within_layer", pd.NA, *_both_fits(in_a_layer, in_a_layer.layer), Bootstrap()
+def _scoped_rows(points: Points, scopes: Collection[str]) -> Iterator[dict[str, object]]:
+    """Yield the numbers of every scope for the rows of one method, module and axis."""
+    if "pooled" in scopes:
+        _, choices = choose_steps(points)
+        four = np.nanquantile(choices, (0, 0.5, 1)) if np.isfinite(choices).any() else (NAN,) * 3
+        found = parts(points.delta_d, points.delta_m, points.step)
+        yield (
+            _numbers("pooled", points, layers=points.layer)
+            | {name: getattr(found, name) for name in PART_COLUMNS}
+            | dict(zip(FOUR_COLUMNS, four, strict=True))
+        )
+    for step, of_step in points.by_step() if "step" in scopes else ():
+        yield _numbers("step", of_step, step, layers=of_step.layer)
+    for layer, of_layer in points.by_layer() if "layer" in scopes else ():
+        yield _numbers("layer", of_layer, layer)
+    if "within_step" in scopes:
+        yield _numbers("within_step", points, groups=points.step, layers=points.layer)
+    if "within_layer" in scopes:
+        in_a_layer = points.where(points.layer != NO_LABEL)
+        yield _numbers("within_layer", in_a_layer, groups=in_a_layer.layer, layers=in_a_layer.layer)
 
 
-def _both_fits(points: Points, groups: NDArray[np.int64] | None = None) -> tuple[Fit, Fit]:
-    """The fit of ΔM, and of ΔM without its uniform shrink."""
+def _numbers(
+    scope: str,
+    points: Points,
+    group: object = pd.NA,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    layers: NDArray[np.int64] | None = None,
+) -> dict[str, object]:
+    """The row of a scope: the fit of ΔM, and r and slope of ΔM without its uniform shrink."""
     x, y, unshrunk = points.delta_d, points.delta_m, points.delta_m_unshrunk
-    has_unshrunk = bool(np.isfinite(unshrunk).any())
-    return fit(x, y, groups=groups), fit(x, unshrunk, groups=groups) if has_unshrunk else Fit(0)
+    units = None if layers is None else np.where(layers == NO_LABEL, np.nan, layers)
+    line = fit(x, y, groups=groups, layers=units, steps=points.step)
+    other = fit(x, unshrunk, groups=groups) if np.isfinite(unshrunk).any() else Fit(0)
+    return (
+        {"scope": scope, "group": group}
+        | {name: getattr(line, name) for name in (*FIT_COLUMNS, *LAYER_COLUMNS)}
+        | {name: getattr(other, number) for name, number in UNSHRUNK_COLUMNS.items()}
+    )
 
 
 def _less_group_means(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -187,7 +187,8 @@ def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
     feature = "output" if compared.axis == "out" else "input"
     console.lines(
         f"Axis {compared.axis}: one vector per {feature} feature. ΔM, ΔD: means over the layers at the last step. "
-        "r, slope: ΔM on ΔD over all layers and steps."
+        "r, slope: ΔM on ΔD over all layers and steps, with the 95 % interval that the layers give; "
+        "layers: how ΔM goes with ΔD across them at the same step."
     )
     console.readings(compared.readings())
     if skipped := Counter(compared.skipped["reason"]):

@@ -120,29 +120,29 @@ def number(value: float | int | None, digits: int = 3) -> str:
 
 
 def summary_table(summary: pd.DataFrame) -> None:
-    """Print a comparison's summary."""
+    """Print a comparison's summary, with the interval of r in one column."""
     headings = [
         ("method", "left"),
         ("module", "left"),
-        ("matrices", "right"),
-        ("last step", "right"),
+        ("step", "right"),
         ("ΔM", "right"),
         ("ΔD", "right"),
         ("r", "right"),
         ("95 %", "left"),
         ("slope", "right"),
+        ("layers", "left"),
     ]
     rows = [
         (
             row["method"],
             row["module"],
-            str(row["matrices"]),
             number(row["step"], 12),
             number(row["delta_m"]),
             number(row["delta_d"]),
             _signed(row["pearson_r"]),
             "–" if math.isnan(row["r_low"]) else f"{_signed(row['r_low'])} … {_signed(row['r_high'])}",
             number(row["slope"]),
+            row["badge"],
         )
         for row in summary.to_dict("records")
     ]
