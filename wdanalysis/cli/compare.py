@@ -73,6 +73,14 @@ def compare(
             "--spectra", help="Also take singular values: ranks, intruder dimensions, similarity. Slow."
         ),
     ] = False,
+    geometry: Annotated[
+        bool,
+        typer.Option(
+            "--geometry",
+            help="Also take sparsity, spectral shift, principal angles, overlaps and tails. Slower still.",
+        ),
+    ] = False,
+    geometry_options: options.GeometryText = None,
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
@@ -90,6 +98,7 @@ def compare(
     if not named:
         raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
     kinds = options.figure_kinds(figures)
+    geometry_chosen = options.geometry(geometry_options) if geometry_options else geometry
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
 
     from wdanalysis.errors import WdAnalysisError
@@ -115,6 +124,7 @@ def compare(
                 alpha=alpha,
                 diagnostics=diagnostics,
                 spectra=spectra,
+                geometry=geometry_chosen,
                 progress=progress,
                 spectra_progress=spectra_progress,
             )

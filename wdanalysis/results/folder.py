@@ -28,6 +28,8 @@ READINGS_CSV = "readings.csv"
 SPECTRA_CSV = "spectra.csv"
 SPECTRA_PARQUET = "spectra.parquet"
 SIMILARITY_CSV = "similarity.csv"
+GEOMETRY_CSV = "geometry.csv"
+GEOMETRY_PARQUET = "geometry.parquet"
 RUN_JSON = "run.json"
 REPORT_HTML = "report.html"
 FIGURES = "figures"
@@ -40,6 +42,7 @@ class Saved:
     metrics: pd.DataFrame
     run: Run
     spectra: Spectra | None
+    geometry: pd.DataFrame | None
 
 
 def save(
@@ -47,6 +50,7 @@ def save(
     findings: Findings,
     run: Run,
     spectra: Spectra | None = None,
+    geometry: pd.DataFrame | None = None,
     *,
     others: Callable[[], Iterable[Path]] = list,
 ) -> list[Path]:
@@ -56,7 +60,7 @@ def save(
     ----------
     directory
         Made where it is missing.
-    findings, run, spectra
+    findings, run, spectra, geometry
         What to write.
     others
         Writes what else belongs into the folder, and returns those files. It is called once the tables and provenance
@@ -73,7 +77,7 @@ def save(
         The folder cannot be written.
     """
     old = _outputs(directory)
-    tables = [_write_table(directory / name, table) for name, table in _tables(findings, spectra)]
+    tables = [_write_table(directory / name, table) for name, table in _tables(findings, spectra, geometry)]
     _write_run(directory, run, tables)
     written = [*tables, *others()]
     run_json = _write_run(directory, run, written)
@@ -113,10 +117,17 @@ def load(directory: Path) -> Saved:
         raise OutputError(
             f"{directory / METRICS_PARQUET} lacks the column {missing[0]}; run the comparison again."
         )
-    return Saved(metrics, run, _load_spectra(directory) if SPECTRA_PARQUET in run.outputs else None)
+    return Saved(
+        metrics,
+        run,
+        _load_spectra(directory) if SPECTRA_PARQUET in run.outputs else None,
+        _load_geometry(directory) if GEOMETRY_PARQUET in run.outputs else None,
+    )
 
 
-def _tables(findings: Findings, spectra: Spectra | None) -> Iterator[tuple[str, pd.DataFrame]]:
+def _tables(
+    findings: Findings, spectra: Spectra | None, geometry: pd.DataFrame | None
+) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every table of a comparison by its file's name."""
     yield METRICS_CSV, findings.metrics
     yield METRICS_PARQUET, findings.metrics
@@ -127,6 +138,9 @@ def _tables(findings: Findings, spectra: Spectra | None) -> Iterator[tuple[str, 
         yield SPECTRA_CSV, spectra.matrices
         yield SPECTRA_PARQUET, spectra.matrices
         yield SIMILARITY_CSV, spectra.similarity
+    if geometry is not None:
+        yield GEOMETRY_CSV, geometry
+        yield GEOMETRY_PARQUET, geometry
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> Path:
@@ -175,6 +189,15 @@ def _load_spectra(directory: Path) -> Spectra:
         )
     except (OSError, ValueError) as error:
         raise OutputError(f"the spectra in {directory} cannot be read ({first_line(error)}).") from error
+
+
+def _load_geometry(directory: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(directory / GEOMETRY_PARQUET)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"the geometry in {directory} cannot be read ({first_line(error)}).") from error
 
 
 def check_free(directory: Path, *, force: bool) -> None:
