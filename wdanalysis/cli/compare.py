@@ -80,7 +80,7 @@ def compare(
             help="Also take sparsity, spectral shift, principal angles, overlaps and tails. Slower still.",
         ),
     ] = False,
-    geometry_options: options.GeometryText = None,
+    geometry_with: options.GeometryText = None,
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
@@ -98,7 +98,7 @@ def compare(
     if not named:
         raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
     kinds = options.figure_kinds(figures)
-    geometry_chosen = options.geometry(geometry_options) if geometry_options else geometry
+    geometry_chosen = options.geometry(geometry_with) if geometry_with else geometry
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
 
     from wdanalysis.errors import WdAnalysisError

@@ -93,9 +93,9 @@ GeometryText = Annotated[
     str | None,
     typer.Option(
         metavar="NAME=VALUE,…",
-        help="--geometry with other numbers: k, dimensions of the top subspaces; share, of the elements that are the "
-        "largest; directions, compared between steps; tail, values of Hill's index.",
-        show_default="k=512 or half of the shorter side,share=0.3,directions=8,tail=half of the values",
+        help="--geometry with other numbers: k dimensions of the top subspaces, the share of elements that are the "
+        "largest, directions compared between steps, values in the tail of Hill's index.",
+        show_default="k=512 or half the side, share=0.3, directions=8, tail=half the values",
     ),
 ]
 
@@ -111,18 +111,18 @@ def geometry(text: str) -> GeometryOptions:
         if name not in kinds:
             raise typer.BadParameter(
                 f"{piece.strip()!r} is none of {', '.join(f'{known}=…' for known in kinds)}",
-                param_hint="--geometry-options",
+                param_hint="--geometry-with",
             )
         try:
             chosen[name] = kinds[name](value)
         except ValueError:
             raise typer.BadParameter(
-                f"{name} is a number, not {value!r}", param_hint="--geometry-options"
+                f"{name} is a number, not {value!r}", param_hint="--geometry-with"
             ) from None
     try:
         return GeometryOptions(**chosen)  # type: ignore[arg-type]
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--geometry-options") from None
+        raise typer.BadParameter(str(error), param_hint="--geometry-with") from None
 
 
 def figure_kinds(text: str) -> list[str]:

@@ -35,6 +35,9 @@ UNCHANGED = 1e-3
 MOST_DIRECTIONS = 512
 """The default k is this, or half of the shorter side where that is less."""
 
+ROWS = 256
+"""How many rows are counted at once."""
+
 NEGLIGIBLE = 1e-12
 """Singular values under this share of the largest are taken for zero by Hill's index."""
 
@@ -109,7 +112,13 @@ def sparsity(W0: Array, d: Array) -> float:
     >>> sparsity(np.array([[1.0, 1.0, 0.0]]), np.array([[1e-4, 1e-2, 0.0]]))
     0.6666666666666666
     """
-    return float(np.mean(np.abs(d) <= UNCHANGED * np.maximum(np.abs(W0 + d), np.abs(W0))))
+    unchanged = 0
+    for start in range(0, len(d), ROWS):
+        w0, change = W0[start : start + ROWS], d[start : start + ROWS]
+        unchanged += np.count_nonzero(
+            np.abs(change) <= UNCHANGED * np.maximum(np.abs(w0 + change), np.abs(w0))
+        )
+    return unchanged / d.size
 
 
 def spectral_shift(base: Array, tuned: Array) -> float:
@@ -238,11 +247,12 @@ class GeometryTaker:
     def add(self, pair: Pair) -> None:
         """Take a matrix's row."""
         row: dict[str, Any] = dict(pair.key)
-        self._rows.append(row)
         if pair.base is None or pair.update is None:
+            self._rows.append(row)
             return
         self._base = self._base or _BaseGeometry(pair.base, self._options)
         row |= _row(self._base, pair.update, self._options)
+        self._rows.append(row)
         self._directions.setdefault(pair.state.method, []).append(
             _Directions(row, pair.update.right, pair.update.factors, pair.is_last)
         )
@@ -307,7 +317,7 @@ def measure_geometry(
 def _row(base: _BaseGeometry, update: Update, options: GeometryOptions) -> dict[str, Any]:
     W0, d = base.matrix, update.change()
     shorter = min(W0.shape)
-    tuned = Decomposed(W0 + d)
+    tuned = Decomposed(update.tuned if isinstance(update.tuned, np.ndarray) else W0 + d)
     k = min(base.k, tuned.rank)
     spectra = {"base": base.values, "tuned": tuned.values, "update": update.values}
     return {
