@@ -115,9 +115,8 @@ def sparsity(W0: Array, d: Array) -> float:
     unchanged = 0
     for start in range(0, len(d), ROWS):
         w0, change = W0[start : start + ROWS], d[start : start + ROWS]
-        unchanged += np.count_nonzero(
-            np.abs(change) <= UNCHANGED * np.maximum(np.abs(w0 + change), np.abs(w0))
-        )
+        moved = np.abs(change) > UNCHANGED * np.maximum(np.abs(w0 + change), np.abs(w0))
+        unchanged += moved.size - int(np.count_nonzero(moved))
     return unchanged / d.size
 
 
