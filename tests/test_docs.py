@@ -22,6 +22,7 @@ from wdanalysis.analysis.regression import CORRELATION_COLUMNS
 from wdanalysis.analysis.shrink import COMMON_SHRINK_COLUMNS
 from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.cli import app
+from wdanalysis.measure.geometry import GEOMETRY_COLUMNS
 from wdanalysis.measure.spectra import SIMILARITY_COLUMNS, SPECTRA_COLUMNS
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +112,7 @@ def defined_columns(heading: str) -> set[str]:
         ("predictions.csv", PREDICTION_COLUMNS),
         ("spectra.csv", SPECTRA_COLUMNS),
         ("similarity.csv", SIMILARITY_COLUMNS),
+        ("geometry.csv", GEOMETRY_COLUMNS),
     ],
 )
 def test_every_column_is_defined(file: str, columns: tuple[str, ...]) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from wdanalysis.analysis.findings import Findings
     from wdanalysis.figures import Figure
+    from wdanalysis.measure.geometry import GeometryOptions
     from wdanalysis.measure.spectra import Spectra
 
 PathLike: TypeAlias = str | Path
@@ -65,6 +66,9 @@ class Comparison:
     schedules
         What the runs' learning rates and weight decay sum up to at each step, with the columns of
         `wdanalysis.analysis.prediction.SCHEDULE_COLUMNS`; None where no schedule was found or given.
+    geometry
+        How every update lies to its base, where it was asked for; columns as
+        `wdanalysis.measure.geometry.GEOMETRY_COLUMNS`.
 
     Examples
     --------
@@ -80,6 +84,7 @@ class Comparison:
     run: Run = field(default_factory=Run)
     spectra: Spectra | None = None
     schedules: pd.DataFrame | None = None
+    geometry: pd.DataFrame | None = None
 
     @property
     def axis(self) -> str:
@@ -370,7 +375,9 @@ class Comparison:
                     )
                     return [*finish(), *pages]
 
-            return folder.save(directory, self._findings, self.run, self.spectra, others=others)
+            return folder.save(
+                directory, self._findings, self.run, self.spectra, self.geometry, others=others
+            )
 
     @classmethod
     def load(cls, directory: str | Path) -> Comparison:
@@ -388,7 +395,7 @@ class Comparison:
         ['ft', 'dora']
         """
         saved = folder.load(Path(directory))
-        return cls(saved.metrics, saved.run, saved.spectra, saved.schedules)
+        return cls(saved.metrics, saved.run, saved.spectra, saved.schedules, saved.geometry)
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: the summary, what was skipped, and the warnings."""
@@ -466,6 +473,7 @@ def compare(
     weight_decay: float | None = None,
     diagnostics: bool = True,
     spectra: bool = False,
+    geometry: bool | GeometryOptions = False,
     progress: Progress | None = None,
     spectra_progress: Progress | None = None,
 ) -> Comparison:
@@ -500,10 +508,13 @@ def compare(
         Whether to fill the columns of `wdanalysis.measure.rows.MatrixDiagnostics`: shrink, floors, quantiles.
     spectra
         Whether to take singular values too (`Comparison.spectra`): minutes for a large model.
+    geometry
+        Whether to take sparsity, spectral shift, principal angles, overlaps and tails too (`Comparison.geometry`):
+        slower still. A `wdanalysis.measure.geometry.GeometryOptions` chooses how many directions and elements.
     progress
         Called with the bytes read and the bytes to read.
     spectra_progress
-        Called with the matrices whose singular values are taken and the number of all.
+        Called with the matrices whose singular values or geometry are taken and the number of all.
 
     Returns
     -------
@@ -549,13 +560,13 @@ def compare(
     except KeyboardInterrupt:
         complete = False
     measured_at = time.time()
-    singular, complete = (
-        _singular_values(planned, spectra_progress) if spectra and complete else (None, complete)
-    )
+    whole = _WholeMatrices(spectra=spectra, geometry=geometry)
+    if complete and whole.takers:
+        complete = whole.observe(planned, spectra_progress)
     seconds = Seconds(
         open=round(opened - started, 3),
         measure=round(measured_at - opened, 3),
-        spectra=None if singular is None else round(time.time() - measured_at, 3),
+        spectra=round(time.time() - measured_at, 3) if whole.observed else None,
     )
     from wdanalysis.analysis.prediction import schedule_table
     from wdanalysis.analysis.table import keep_changed, metrics_table
@@ -572,6 +583,7 @@ def compare(
             alpha=alpha,
             diagnostics=diagnostics,
             spectra=spectra,
+            geometry=dataclasses.asdict(whole.options) if whole.options else None,
         ),
         complete=complete,
         matrices=Matrices(measured=len(rows), in_table=len(metrics)),
@@ -587,7 +599,10 @@ def compare(
         metrics["method"], metrics["step"].astype(object).where(metrics["step"].notna(), None), strict=True
     )
     schedules = schedule_table(known, steps_of)
-    comparison = Comparison(metrics, encodable(run), singular, schedules if len(schedules) else None)
+    singular, geometry_table = whole.tables()
+    comparison = Comparison(
+        metrics, encodable(run), singular, schedules if len(schedules) else None, geometry_table
+    )
     if not complete:
         raise Interrupted(comparison)
     return comparison
@@ -629,14 +644,37 @@ def _schedules(
     return {method: schedule.with_decay(weight_decay) for method, schedule in known.items()}, notes
 
 
-def _singular_values(planned: Plan, progress: Progress | None) -> tuple[Spectra, bool]:
-    """The singular values of a plan's matrices, and whether they are of all of them."""
-    from wdanalysis.measure.spectra import SpectraInterrupted, measure_spectra
+class _WholeMatrices:
+    """What is taken of whole matrices, in one walk: spectra and geometry."""
 
-    try:
-        return measure_spectra(planned, progress=progress), True
-    except SpectraInterrupted as partial:
-        return partial.spectra, False
+    def __init__(self, *, spectra: bool, geometry: bool | GeometryOptions) -> None:
+        from wdanalysis.measure.geometry import GeometryOptions, GeometryTaker
+        from wdanalysis.measure.spectra import SpectraTaker
+
+        self.options = GeometryOptions() if geometry is True else geometry or None
+        self._geometry = GeometryTaker(self.options) if self.options else None
+        self._spectra = SpectraTaker() if spectra else None
+        self.takers = [taker for taker in (self._geometry, self._spectra) if taker]
+        self.observed = False
+
+    def observe(self, planned: Plan, progress: Progress | None) -> bool:
+        """Take it of a plan's matrices; False where Ctrl-C cut that short."""
+        from wdanalysis.measure.spectra import observe
+
+        self.observed = True
+        directions = self.options.directions if self.options else 0
+        try:
+            observe(planned, self.takers, directions=directions, progress=progress)
+        except KeyboardInterrupt:
+            return False
+        return True
+
+    def tables(self) -> tuple[Spectra | None, pd.DataFrame | None]:
+        """What was taken; None for what was not begun."""
+        return (
+            self._spectra.spectra() if self._spectra and self.observed else None,
+            self._geometry.table() if self._geometry and self.observed else None,
+        )
 
 
 def _open_methods(

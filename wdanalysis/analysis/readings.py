@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from wdanalysis.analysis import nulls
 from wdanalysis.analysis.badges import (
     AS_CHANCE,
     FALLS,
@@ -101,6 +102,16 @@ def one_layer(panel: Panel) -> str | None:
         f"The trend across layers rests on layer {row['leave_out_layer']}: at the same step r = "
         f"{_r(row['pearson_r'])}, {_without(row, 'it')}."
     )
+
+
+def chance(panel: Panel) -> str | None:
+    """How the pooled r lies to what updates without structure would show, where there is a null model."""
+    row = panel.pooled
+    low, high = row.get("r_null_low", math.nan), row.get("r_null_high", math.nan)
+    updates = panel.rows["update"].dropna().unique() if "update" in panel.rows else []
+    if unchanged(panel) or len(updates) != 1:
+        return None
+    return nulls.reading(row["pearson_r"], low, high, update=str(updates[0]))
 
 
 def pooled_parts(panel: Panel) -> str | None:
@@ -202,10 +213,9 @@ RULES: Mapping[str, Callable[[Panel], str | None]] = MappingProxyType(
         "unchanged": unchanged,
         "trend": trend,
         "one_layer": one_layer,
-        # what updates without structure would show: "chance": nulls.reading
+        "chance": chance,
         "pooled_parts": pooled_parts,
         "step_choice": step_choice,
-        # what the run's schedule predicts: "prediction": prediction.reading
         "shrink": shrink,
         "without_shrink": without_shrink,
         "rounding": rounding,

@@ -94,6 +94,14 @@ def compare(
             "--spectra", help="Also take singular values: ranks, intruder dimensions, similarity. Slow."
         ),
     ] = False,
+    geometry: Annotated[
+        bool,
+        typer.Option(
+            "--geometry",
+            help="Also take sparsity, spectral shift, principal angles, overlaps and tails. Slower still.",
+        ),
+    ] = False,
+    geometry_with: options.GeometryText = None,
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     x: options.X = PAPER_X,
@@ -116,6 +124,7 @@ def compare(
     for name, column in (("--x", x), ("--y", y)):
         if QUANTITIES[column].diagnostic and not diagnostics:
             raise typer.BadParameter(f"{column} is not measured without diagnostics", param_hint=name)
+    geometry_chosen = options.geometry(geometry_with) if geometry_with else geometry
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
     if lr is None and (schedule or schedule_steps or warmup):
         raise typer.BadParameter("a schedule needs its peak: give --lr", param_hint="--schedule")
@@ -152,6 +161,7 @@ def compare(
                 weight_decay=weight_decay,
                 diagnostics=diagnostics,
                 spectra=spectra,
+                geometry=geometry_chosen,
                 progress=progress,
                 spectra_progress=spectra_progress,
             )

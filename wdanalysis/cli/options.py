@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from wdanalysis.figures.kinds import KINDS, QUANTITIES
+
+if TYPE_CHECKING:
+    from wdanalysis.measure.geometry import GeometryOptions
 
 OPTION_NAMES = {
     "directory": "out",
@@ -102,6 +105,42 @@ X = Annotated[
     ),
 ]
 Y = Annotated[str, typer.Option(callback=quantity, metavar="COLUMN", help="The same along y.")]
+
+
+GeometryText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=VALUE,…",
+        help="--geometry with other numbers: k dimensions of the top subspaces, the share of elements that are the "
+        "largest, directions compared between steps, values in the tail of Hill's index.",
+        show_default="k=512 or half the side, share=0.3, directions=8, tail=half the values",
+    ),
+]
+
+
+def geometry(text: str) -> GeometryOptions:
+    """Read ``k=256,share=0.5``."""
+    from wdanalysis.measure.geometry import GeometryOptions
+
+    kinds = {"k": int, "share": float, "directions": int, "tail": int}
+    chosen: dict[str, float] = {}
+    for piece in text.split(","):
+        name, _, value = (part.strip() for part in piece.partition("="))
+        if name not in kinds:
+            raise typer.BadParameter(
+                f"{piece.strip()!r} is none of {', '.join(f'{known}=…' for known in kinds)}",
+                param_hint="--geometry-with",
+            )
+        try:
+            chosen[name] = kinds[name](value)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{name} is a number, not {value!r}", param_hint="--geometry-with"
+            ) from None
+    try:
+        return GeometryOptions(**chosen)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--geometry-with") from None
 
 
 def figure_kinds(text: str) -> list[str]:

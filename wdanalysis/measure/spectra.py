@@ -8,9 +8,11 @@ matrix W₀ + s·BA is only ever multiplied with vectors. Top singular vectors c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -36,6 +38,10 @@ INTRUDER_COSINE = 0.5
 SUBSPACES = (1, 2, 4, 8)
 """The i and j of φ(i, j)."""
 
+DRAWS = 32
+"""How many pairs of adapters without structure `by_initialisation` is the mean of; fewer for ranks over 32, whose
+similarity hardly differs from draw to draw."""
+
 SMALL = 256
 """A matrix whose shorter side is no longer is decomposed whole."""
 
@@ -48,7 +54,7 @@ SPECTRA_COLUMNS = (*_KEYS, "rank", "stable_rank", "effective_rank", "intruder_di
 
 SIMILARITY_COLUMNS = (
     *("method_a", "step_a", "method_b", "step_b", "layer", "module", "name"),
-    *("i", "j", "similarity", "by_chance"),
+    *("i", "j", "similarity", "by_chance", "by_initialisation"),
 )
 """The columns of `Spectra.similarity`."""
 
@@ -68,7 +74,8 @@ class Spectra:
         Empty where an element is not finite, and the ranks of an update that is zero.
     similarity
         `SIMILARITY_COLUMNS`, for every matrix and pair of methods at their last steps: `subspace_similarity` of
-        the updates' top i and top j right singular vectors, and what random directions would have, max(i, j) / length.
+        the updates' top i and top j right singular vectors, what random directions would have, max(i, j) / length, and
+        for two adapters what their A's alone would give, `by_initialisation`.
     """
 
     matrices: pd.DataFrame
@@ -84,14 +91,65 @@ class Update:
     values
         σ₁ ≥ σ₂ ≥ …
     right
-        in × i, at most max(`SUBSPACES`) columns, none for a direction whose σ is zero.
+        in × i, as many columns as were asked for at most, none for a direction whose σ is zero.
     tuned
         W = W₀ + ΔW, for products with vectors.
+    factors
+        An adapter's; None where W is stored.
+    whole
+        ΔW, out × in, where it was formed; see `change`.
     """
 
     values: Array
     right: Array
     tuned: Array | LinearOperator
+    factors: Factors | None = None
+    whole: Array | None = field(default=None, repr=False)
+
+    def change(self) -> Array:
+        """ΔW, out × in."""
+        if self.whole is not None:
+            return self.whole
+        assert self.factors is not None
+        return (self.factors.scale * self.factors.B) @ self.factors.A
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base matrix and one tuned one, as `observe` shows them to those that take their numbers.
+
+    Attributes
+    ----------
+    state
+        Whose the tuned matrix is.
+    place
+        ``layer``, ``module`` and ``name``.
+    is_last
+        Whether it is of its method's last step.
+    base, update
+        None where an element of the base, or of either, is not finite.
+    """
+
+    state: State
+    place: dict[str, object]
+    is_last: bool
+    base: BaseVectors | None
+    update: Update | None
+
+    @property
+    def key(self) -> dict[str, object]:
+        """The first columns of a row."""
+        return {"method": self.state.method, "step": self.state.step, **self.place}
+
+
+class Taker(Protocol):
+    """What takes numbers of whole matrices."""
+
+    def add(self, pair: Pair) -> None:
+        """Take those of one."""
+
+    def finish_matrix(self) -> None:
+        """Take what needs all steps and methods of a matrix: all of them were added."""
 
 
 def stable_rank(values: Array) -> float:
@@ -177,24 +235,89 @@ def singular_values(matrix: Array) -> Array:
     shorter = min(matrix.shape)
     if shorter <= SMALL:
         return np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
-    squares = np.linalg.eigvalsh(matrix @ matrix.T if shorter == matrix.shape[0] else matrix.T @ matrix)[::-1]
-    return np.sqrt(np.where(squares > shorter * np.finfo(np.float64).eps * squares[0], squares, 0.0))
+    return _roots(
+        np.linalg.eigvalsh(matrix @ matrix.T if shorter == matrix.shape[0] else matrix.T @ matrix)[::-1]
+    )
+
+
+def _roots(squares: NDArray[Any]) -> Array:
+    """Singular values from the falling eigenvalues of a Gram matrix."""
+    return np.sqrt(np.where(squares > len(squares) * np.finfo(np.float64).eps * squares[0], squares, 0.0))
+
+
+class Decomposed:
+    """All singular values of a matrix, with the singular vectors of as many as are asked for.
+
+    Those of a large matrix come from its Gram matrix, as in `singular_values`.
+
+    Parameters
+    ----------
+    matrix
+        out × in.
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        self._matrix, self._wide = matrix, matrix.shape[0] <= matrix.shape[1]
+        self._far: Array | None = None
+        if min(matrix.shape) <= SMALL:
+            U, self.values, Vh = np.linalg.svd(matrix, full_matrices=False)
+            self._near, self._far = (U, Vh.T) if self._wide else (Vh.T, U)
+        else:
+            squares, near = np.linalg.eigh(matrix @ matrix.T if self._wide else matrix.T @ matrix)
+            self.values, self._near = _roots(squares[::-1]), near[:, ::-1]
+
+    @property
+    def rank(self) -> int:
+        """How many singular values are not zero but for rounding."""
+        return int(np.sum(self.values > max(self._matrix.shape) * np.finfo(np.float64).eps * self.values[0]))
+
+    def left(self, count: int | None = None) -> Array:
+        """The top left singular vectors, out × count; all whose σ is not zero by default."""
+        return self._vectors(self._wide, count)
+
+    def right(self, count: int | None = None) -> Array:
+        """The top right singular vectors, in × count."""
+        return self._vectors(not self._wide, count)
+
+    def _vectors(self, near: bool, count: int | None) -> Array:
+        if near:
+            return self._near[:, :count]
+        if self._far is not None:
+            return self._far[:, :count]
+        count = self.rank if count is None else min(count, self.rank)
+        times = self._matrix.T if self._wide else self._matrix
+        return np.linalg.qr(times @ self._near[:, :count])[0]  # columns σ v, orthogonal but for rounding
 
 
 class BaseVectors:
-    """The left singular vectors of W₀: the top ones, and all of them once they are asked for."""
+    """The singular vectors of W₀: the top left ones, and all of them once they are asked for."""
 
     def __init__(self, matrix: Array, count: int = TOP) -> None:
-        self._matrix = matrix
-        self._all: Array | None = None
-        self.top, self.values, _ = top_singular(matrix, count)
+        self.matrix, self._count = matrix, count
+
+    @cached_property
+    def _top(self) -> tuple[Array, Array]:
+        return top_singular(self.matrix, self._count)[:2]
 
     @property
+    def top(self) -> Array:
+        """The top left ones, out × count."""
+        return self._top[0]
+
+    @property
+    def values(self) -> Array:
+        """Their singular values."""
+        return self._top[1]
+
+    @cached_property
+    def decomposed(self) -> Decomposed:
+        """All of it; one serves every step of every method."""
+        return Decomposed(self.matrix)
+
+    @cached_property
     def all(self) -> Array:
-        """All of them, out × min(out, in)."""
-        if self._all is None:
-            self._all = np.linalg.svd(self._matrix, full_matrices=False)[0]
-        return self._all
+        """All left ones, out × min(out, in)."""
+        return self.decomposed.left()
 
 
 class SpectraInterrupted(KeyboardInterrupt):
@@ -235,36 +358,92 @@ def measure_spectra(plan: Plan, *, progress: Progress | None = None) -> Spectra:
     >>> spectra.matrices[["method", "update_s1", "update_s2", "stable_rank"]].to_dict("records")
     [{'method': 'FT', 'update_s1': 2.0, 'update_s2': 1.0, 'stable_rank': 1.25}]
     """
-    matrices: list[dict[str, object]] = []
-    similarities: list[dict[str, object]] = []
+    taker = SpectraTaker()
     try:
-        _measure(plan, matrices, similarities, progress or (lambda done, total: None))
+        observe(plan, [taker], progress=progress)
     except KeyboardInterrupt:
-        raise SpectraInterrupted(_tables(matrices, similarities)) from None
-    return _tables(matrices, similarities)
+        raise SpectraInterrupted(taker.spectra()) from None
+    return taker.spectra()
 
 
-def _measure(
-    plan: Plan, matrices: list[dict[str, object]], similarities: list[dict[str, object]], progress: Progress
+def observe(
+    plan: Plan, takers: Sequence[Taker], *, directions: int = 0, progress: Progress | None = None
 ) -> None:
-    """Add the rows of both tables, matrix by matrix."""
+    """Show every base matrix with each of its tuned ones to those that take numbers of them, in the plan's order.
+
+    Parameters
+    ----------
+    plan
+        From `wdanalysis.measure.plan.plan`.
+    takers
+        What is read and decomposed once serves all of them. After Ctrl-C they hold what was done until then.
+    directions
+        How many right singular vectors of an update they need, beyond max(`SUBSPACES`).
+    progress
+        Called with the matrices done and the number of all.
+    """
+    progress = progress or (lambda done, total: None)
     last = _last_steps(plan)
-    total = sum(len(job.matrix.parts) * (len(job.dense) + len(job.updates)) for job in plan.jobs)
+    done, total = 0, sum(len(job.matrix.parts) * (len(job.dense) + len(job.updates)) for job in plan.jobs)
     progress(0, total)
     for job in plan.jobs:
         W0 = _whole(job, job.base)
         for part in job.matrix.parts:
             outputs = outputs_of(part)
-            place = {"layer": job.matrix.layer, "module": part.module, "name": job.base.name}
+            place: dict[str, object] = {
+                "layer": job.matrix.layer,
+                "module": part.module,
+                "name": job.base.name,
+            }
             base = BaseVectors(W0[outputs]) if np.isfinite(W0[outputs]).all() else None
-            at_last: list[tuple[State, Update]] = []
-            for state, update in _updates(job, W0, outputs, finite=base is not None):
-                key = {"method": state.method, "step": state.step, **place}
-                matrices.append(key | (_row(update, base) if base and update else {}))
-                if update and last[state.method] == state.step:
-                    at_last.append((state, update))
-                progress(len(matrices), total)
-            similarities += [place | row for row in _similarities(at_last)]
+            wanted = max(*SUBSPACES, directions)
+            for state, update in _updates(job, W0, outputs, finite=base is not None, directions=wanted):
+                pair = Pair(state, place, last[state.method] == state.step, base, update)
+                for taker in takers:
+                    taker.add(pair)
+                done += 1
+                progress(done, total)
+            for taker in takers:
+                taker.finish_matrix()
+
+
+class SpectraTaker:
+    """Takes both tables of `Spectra`."""
+
+    def __init__(self) -> None:
+        self._matrices: list[dict[str, object]] = []
+        self._similarities: list[dict[str, object]] = []
+        self._first: dict[str, Pair] = {}
+        self._last: dict[str, Pair] = {}
+
+    def add(self, pair: Pair) -> None:
+        """Take a matrix's row."""
+        self._matrices.append(pair.key | (_row(pair.update, pair.base) if pair.base and pair.update else {}))
+        if pair.update:
+            method = pair.state.method
+            if method not in self._first or _earlier(pair, self._first[method]):
+                self._first[method] = _without_matrices(pair)
+            if pair.is_last:
+                self._last[method] = _without_matrices(pair)
+
+    def finish_matrix(self) -> None:
+        """Take the similarity of the methods' last updates."""
+        self._similarities += _similarities(self._last, self._first)
+        self._first, self._last = {}, {}
+
+    def spectra(self) -> Spectra:
+        """All that was taken."""
+        return _tables(self._matrices, self._similarities)
+
+
+def _earlier(one: Pair, other: Pair) -> bool:
+    return (one.state.step or 0) < (other.state.step or 0)
+
+
+def _without_matrices(pair: Pair) -> Pair:
+    """What similarity needs of it; the matrices themselves may go."""
+    assert pair.update is not None
+    return replace(pair, base=None, update=replace(pair.update, tuned=np.empty((0, 0)), whole=None))
 
 
 def _tables(matrices: list[dict[str, object]], similarities: list[dict[str, object]]) -> Spectra:
@@ -291,7 +470,7 @@ def _whole(job: Job, tensor: StoredTensor) -> Array:
 
 
 def _updates(
-    job: Job, W0: Array, outputs: NDArray[np.intp], *, finite: bool
+    job: Job, W0: Array, outputs: NDArray[np.intp], *, finite: bool, directions: int
 ) -> Iterator[tuple[State, Update | None]]:
     """Every tuned matrix's update of these outputs; None where it or the base is not finite."""
     for state, tensor in job.dense:
@@ -299,30 +478,32 @@ def _updates(
             yield state, None
             continue
         W = _whole(job, tensor)[outputs]
-        yield state, _dense_update(W, W - W0[outputs]) if np.isfinite(W).all() else None
+        yield state, _dense_update(W, W - W0[outputs], directions) if np.isfinite(W).all() else None
     for state, low_rank in job.updates:
         factors = load_update(low_rank)
         if not finite or not (np.isfinite(factors.A).all() and np.isfinite(factors.B).all()):
             yield state, None
         elif factors.magnitude is None:
-            yield state, _low_rank_update(W0[outputs], factors.of_outputs(outputs))
+            yield state, _low_rank_update(W0[outputs], factors.of_outputs(outputs), directions)
         else:
             d = _dora_update(W0, factors, outputs)
-            yield state, _dense_update(W0[outputs] + d, d) if np.isfinite(d).all() else None
+            of_part = factors.of_outputs(outputs)
+            finite_update = np.isfinite(d).all()
+            yield state, _dense_update(W0[outputs] + d, d, directions, of_part) if finite_update else None
 
 
-def _dense_update(W: Array, d: Array) -> Update:
-    _, top, right = top_singular(d, max(SUBSPACES))
-    return Update(singular_values(d), right[:, top > 0], W)
+def _dense_update(W: Array, d: Array, directions: int, factors: Factors | None = None) -> Update:
+    _, top, right = top_singular(d, directions)
+    return Update(singular_values(d), right[:, top > 0], W, factors, d)
 
 
-def _low_rank_update(W0: Array, factors: Factors) -> Update:
+def _low_rank_update(W0: Array, factors: Factors, directions: int) -> Update:
     from scipy.sparse.linalg import aslinearoperator
 
     _, values, right = low_rank_svd(factors)
     BA = aslinearoperator(factors.scale * factors.B) @ aslinearoperator(factors.A)
-    right = right[:, : max(SUBSPACES)]
-    return Update(values, right[:, values[: max(SUBSPACES)] > 0], aslinearoperator(W0) + BA)
+    right = right[:, :directions]
+    return Update(values, right[:, values[:directions] > 0], aslinearoperator(W0) + BA, factors)
 
 
 def _dora_update(W0: Array, factors: Factors, outputs: NDArray[np.intp]) -> Array:
@@ -351,13 +532,83 @@ def _row(update: Update, base: BaseVectors) -> dict[str, object]:
     }
 
 
-def _similarities(updates: Sequence[tuple[State, Update]]) -> Iterator[dict[str, object]]:
-    for (a, update_a), (b, update_b) in itertools.combinations(updates, 2):
-        U, V = update_a.right, update_b.right
-        for i, j in itertools.product(SUBSPACES, repeat=2):
-            if i <= U.shape[1] and j <= V.shape[1]:
-                yield {
-                    **{"method_a": a.method, "step_a": a.step, "method_b": b.method, "step_b": b.step},
-                    **{"i": i, "j": j, "similarity": subspace_similarity(U[:, :i], V[:, :j])},
-                    "by_chance": max(i, j) / U.shape[0],
-                }
+def _similarities(last: Mapping[str, Pair], first: Mapping[str, Pair]) -> Iterator[dict[str, object]]:
+    """The rows of a matrix: of every two methods' last updates."""
+    for a, b in itertools.combinations(last.values(), 2):
+        assert a.update is not None
+        assert b.update is not None
+        U, V = a.update.right[:, : max(SUBSPACES)], b.update.right[:, : max(SUBSPACES)]
+        sizes = [
+            (i, j) for i, j in itertools.product(SUBSPACES, repeat=2) if i <= U.shape[1] and j <= V.shape[1]
+        ]
+        expected = by_initialisation(
+            (_factors(first[a.state.method]), _factors(a)),
+            (_factors(first[b.state.method]), _factors(b)),
+            sizes,
+        )
+        for (i, j), by_factors in zip(sizes, expected, strict=True):
+            yield {
+                **a.place,
+                **{"method_a": a.state.method, "step_a": a.state.step},
+                **{"method_b": b.state.method, "step_b": b.state.step},
+                **{"i": i, "j": j, "similarity": subspace_similarity(U[:, :i], V[:, :j])},
+                **{"by_chance": max(i, j) / U.shape[0], "by_initialisation": by_factors},
+            }
+
+
+def _factors(pair: Pair) -> Factors | None:
+    assert pair.update is not None
+    return pair.update.factors
+
+
+Course = tuple[Factors | None, Factors | None]
+"""An adapter at its first kept step and now; None where it is no adapter."""
+
+
+def by_initialisation(
+    a: Course, b: Course, sizes: Sequence[tuple[int, int]], *, draws: int | None = None
+) -> list[float]:
+    """φ(i, j) that two adapters would have by where their A's started alone.
+
+    Each starts with its A of its first kept step, goes on from there in random directions, every row of A as far as it
+    really went, and has a random B: the mean over seeded draws. A's that share a seed begin in the same rows, and so
+    the updates of two runs are similar before they have learned anything.
+
+    Parameters
+    ----------
+    a, b
+        Both adapters.
+    sizes
+        The i and j; NaN for those that a random product cannot have.
+    draws
+        Of how many pairs of adapters it is the mean; None: `DRAWS`, at least four.
+
+    Examples
+    --------
+    >>> A, B = np.eye(4, 100), np.ones((50, 4))
+    >>> shared = (Factors(B, A, 1.0), Factors(B, A, 1.0))
+    >>> np.round(by_initialisation(shared, shared, [(4, 4)]), 3)
+    array([1.])
+    """
+    if a[0] is None or a[1] is None or b[0] is None or b[1] is None:
+        return [np.nan] * len(sizes)
+    # seeded by the adapters themselves: with one seed for all, the means over layers would share one error
+    rng = np.random.default_rng([zlib.crc32(now.A.tobytes()) for now in (a[1], b[1])])
+    draws = draws or min(DRAWS, max(4, DRAWS * 32 // len(a[1].A)))
+    total = np.zeros(len(sizes))
+    for _ in range(draws):
+        U, V = _random_directions(a[0], a[1], rng), _random_directions(b[0], b[1], rng)
+        total += [
+            subspace_similarity(U[:, :i], V[:, :j]) if i <= U.shape[1] and j <= V.shape[1] else np.nan
+            for i, j in sizes
+        ]
+    return [float(mean) for mean in total / draws]
+
+
+def _random_directions(first: Factors, now: Factors, rng: np.random.Generator) -> Array:
+    """The right singular vectors of a random B times an A that went as far as it did, in random directions."""
+    start = first.A if first.A.shape == now.A.shape else now.A
+    distance = np.linalg.norm(now.A - start, axis=1, keepdims=True)
+    way = rng.standard_normal(start.shape)
+    A = start + distance * way / np.linalg.norm(way, axis=1, keepdims=True)
+    return low_rank_svd(Factors(rng.standard_normal(now.B.shape), A, 1.0))[2]

@@ -30,6 +30,8 @@ PREDICTIONS_CSV = "predictions.csv"
 SPECTRA_CSV = "spectra.csv"
 SPECTRA_PARQUET = "spectra.parquet"
 SIMILARITY_CSV = "similarity.csv"
+GEOMETRY_CSV = "geometry.csv"
+GEOMETRY_PARQUET = "geometry.parquet"
 RUN_JSON = "run.json"
 REPORT_HTML = "report.html"
 FIGURES = "figures"
@@ -43,6 +45,7 @@ class Saved:
     run: Run
     spectra: Spectra | None
     schedules: pd.DataFrame | None
+    geometry: pd.DataFrame | None
 
 
 def save(
@@ -50,6 +53,7 @@ def save(
     findings: Findings,
     run: Run,
     spectra: Spectra | None = None,
+    geometry: pd.DataFrame | None = None,
     *,
     others: Callable[[], Iterable[Path]] = list,
 ) -> list[Path]:
@@ -59,7 +63,7 @@ def save(
     ----------
     directory
         Made where it is missing.
-    findings, run, spectra
+    findings, run, spectra, geometry
         What to write.
     others
         Writes what else belongs into the folder, and returns those files. It is called once the tables and provenance
@@ -76,7 +80,7 @@ def save(
         The folder cannot be written.
     """
     old = _outputs(directory)
-    tables = [_write_table(directory / name, table) for name, table in _tables(findings, spectra)]
+    tables = [_write_table(directory / name, table) for name, table in _tables(findings, spectra, geometry)]
     _write_run(directory, run, tables)
     written = [*tables, *others()]
     run_json = _write_run(directory, run, written)
@@ -121,10 +125,13 @@ def load(directory: Path) -> Saved:
         run,
         _load_spectra(directory) if SPECTRA_PARQUET in run.outputs else None,
         _load_schedules(directory) if SCHEDULES_CSV in run.outputs else None,
+        _load_geometry(directory) if GEOMETRY_PARQUET in run.outputs else None,
     )
 
 
-def _tables(findings: Findings, spectra: Spectra | None) -> Iterator[tuple[str, pd.DataFrame]]:
+def _tables(
+    findings: Findings, spectra: Spectra | None, geometry: pd.DataFrame | None
+) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every table of a comparison by its file's name."""
     yield METRICS_CSV, findings.metrics
     yield METRICS_PARQUET, findings.metrics
@@ -139,6 +146,9 @@ def _tables(findings: Findings, spectra: Spectra | None) -> Iterator[tuple[str, 
         yield SPECTRA_CSV, spectra.matrices
         yield SPECTRA_PARQUET, spectra.matrices
         yield SIMILARITY_CSV, spectra.similarity
+    if geometry is not None:
+        yield GEOMETRY_CSV, geometry
+        yield GEOMETRY_PARQUET, geometry
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> Path:
@@ -207,6 +217,15 @@ def _load_schedules(directory: Path) -> pd.DataFrame:
         raise OutputError(
             f"the schedules in {directory} cannot be read ({first_line(error)}); run the comparison again."
         ) from error
+
+
+def _load_geometry(directory: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(directory / GEOMETRY_PARQUET)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"the geometry in {directory} cannot be read ({first_line(error)}).") from error
 
 
 def check_free(directory: Path, *, force: bool) -> None:

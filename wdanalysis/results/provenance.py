@@ -47,6 +47,7 @@ class Options:
     alpha: float | None = None
     diagnostics: bool | None = None
     spectra: bool | None = None
+    geometry: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ _PARTS: Mapping[str, type[Any]] = {
     "live": Live,
 }
 _LEFT_OUT_IF_UNKNOWN = frozenset(
-    {"matrices", "seconds", "bytes_read", "live", "diagnostics", "spectra", "measure"}
+    {"matrices", "seconds", "bytes_read", "live", "diagnostics", "spectra", "geometry", "measure"}
 )
 """Entries that the JSON lacks where there is nothing to say; all others are then null."""
 
