@@ -108,10 +108,10 @@ def chance(panel: Panel) -> str | None:
     """How the pooled r lies to what updates without structure would show, where there is a null model."""
     row = panel.pooled
     low, high = row.get("r_null_low", math.nan), row.get("r_null_high", math.nan)
-    updates = panel.rows["update"].dropna().unique() if "update" in panel.rows else []
+    updates = set(panel.rows["update"].dropna()) if "update" in panel.rows else set()
     if unchanged(panel) or len(updates) != 1:
         return None
-    return nulls.reading(row["pearson_r"], low, high, update=str(updates[0]))
+    return nulls.reading(row["pearson_r"], low, high, update=str(updates.pop()))
 
 
 def pooled_parts(panel: Panel) -> str | None:
