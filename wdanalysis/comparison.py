@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
-import itertools
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.model import base_mismatch
+from wdanalysis.checkpoints.series import joined, of_steps
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
@@ -96,10 +95,10 @@ class Comparison:
 
     @property
     def skipped(self) -> pd.DataFrame:
-        """What a checkpoint holds and the table does not: method, step, name, reason."""
+        """What a checkpoint holds and the table does not: method, step, name, reason, run."""
         import pandas as pd
 
-        return pd.DataFrame(self.run.skipped, columns=["method", "step", "name", "reason"])
+        return pd.DataFrame(self.run.skipped, columns=["method", "step", "name", "reason", "run"])
 
     @property
     def warnings(self) -> list[str]:
@@ -156,6 +155,18 @@ class Comparison:
         7   dora          0.006     False
         """
         return self._findings.diagnostics.copy()
+
+    def across_runs(self) -> pd.DataFrame:
+        """Every run's r and slope, and their means with intervals; without rows where no method has several runs.
+
+        See `wdanalysis.analysis.runs.across_runs` for the columns.
+
+        Examples
+        --------
+        >>> run.across_runs().empty
+        True
+        """
+        return self._findings.across_runs.copy()
 
     def readings(self) -> pd.DataFrame:
         """What the numbers of each method and module say, in sentences; see `wdanalysis.analysis.readings`.
@@ -335,19 +346,25 @@ class Comparison:
         return table + "".join(f"<p>{line}</p>" for line in lines)
 
 
-def redraw(directory: Path, *, figures: Iterable[str], format: str = "png") -> list[Path]:
+def redraw(
+    directory: Path, *, figures: Iterable[str], format: str = "png", merge_stacks: bool = False
+) -> list[Path]:
     """Draw the figures of saved results again, replacing those of the same name.
+
+    `merge_stacks` draws encoder, decoder and cross-attention on one panel, also where the tables have them apart.
 
     Raises
     ------
     OutputError
         There are no results, or the folder cannot be written.
     """
+    from wdanalysis.analysis.table import merged_stacks
     from wdanalysis.figures.batch import save_figures
 
     comparison = Comparison.load(directory)
+    metrics = merged_stacks(comparison.metrics) if merge_stacks else comparison.metrics
     with _tables_are_whole(directory):
-        drawn = save_figures(comparison.metrics, directory / folder.FIGURES, kinds=figures, format=format)
+        drawn = save_figures(metrics, directory / folder.FIGURES, kinds=figures, format=format)
     folder.add(directory, comparison.run, drawn)
     return drawn
 
@@ -388,6 +405,7 @@ def compare(
     alpha: float | None = None,
     diagnostics: bool = True,
     spectra: bool = False,
+    merge_stacks: bool = False,
     progress: Progress | None = None,
     spectra_progress: Progress | None = None,
 ) -> Comparison:
@@ -400,7 +418,9 @@ def compare(
     tuned
         Methods by name, each a path or several of them; or paths alone, which name their methods themselves; or pairs
         of a name (None: the path's own) and a path.
-        A path is a checkpoint file or folder, a PEFT adapter, or a folder of steps (``checkpoint-500/`` …).
+        A path is a checkpoint file or folder, a PEFT adapter, a folder of steps (``checkpoint-500/`` …), or a folder of
+        runs of one method (``seed-0/`` …). Several paths of one name are one series where their steps differ; where
+        they hold the same steps they are runs of the method.
     axis
         ``"out"``: one vector per output feature, as the paper's code and PEFT do; ``"in"``: per input feature.
     modules
@@ -416,6 +436,9 @@ def compare(
         Whether to fill the columns of `wdanalysis.measure.rows.MatrixDiagnostics`: shrink, floors, quantiles.
     spectra
         Whether to take singular values too (`Comparison.spectra`): minutes for a large model.
+    merge_stacks
+        Whether to take encoder, decoder and cross-attention together
+        (`wdanalysis.analysis.table.merged_stacks`).
     progress
         Called with the bytes read and the bytes to read.
     spectra_progress
@@ -473,9 +496,10 @@ def compare(
         measure=round(measured_at - opened, 3),
         spectra=None if singular is None else round(time.time() - measured_at, 3),
     )
-    from wdanalysis.analysis.table import keep_changed, metrics_table
+    from wdanalysis.analysis.table import keep_changed, merged_stacks, metrics_table
 
     metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
+    metrics = merged_stacks(metrics) if merge_stacks else metrics
     run = Run(
         versions=versions(),
         options=Options(
@@ -486,6 +510,7 @@ def compare(
             alpha=alpha,
             diagnostics=diagnostics,
             spectra=spectra,
+            merge_stacks=merge_stacks or None,
         ),
         complete=complete,
         matrices=Matrices(measured=len(rows), in_table=len(metrics)),
@@ -514,12 +539,12 @@ def _singular_values(planned: Plan, progress: Progress | None) -> tuple[Spectra,
 def _open_methods(
     named: Sequence[Named], *, alpha: float | None, steps: Collection[int] | None
 ) -> dict[str, Series]:
-    """Open every method's checkpoints; paths that name the same method are steps of one series.
+    """Open every method's checkpoints; paths that name the same method are steps of one series, or its runs.
 
     Raises
     ------
     ComparisonError
-        No path is given, or two checkpoints of a method have the same step.
+        No path is given, a path is given twice, or one name comes from two places without a label.
     """
     if not named:
         raise ComparisonError("nothing to compare BASE with: give at least one tuned checkpoint")
@@ -539,7 +564,7 @@ def _open_methods(
                 parameter="label",
             )
         found.setdefault(name, []).append(series)
-    methods = {name: _joined(name, parts) for name, parts in found.items()}
+    methods = {name: joined(name, parts) for name, parts in found.items()}
     return _keep_steps(methods, steps) if several and steps is not None else methods
 
 
@@ -557,28 +582,6 @@ def _named_paths(
     return [(None, entry) if isinstance(entry, str | Path) else entry for entry in tuned]
 
 
-def _joined(name: str, parts: Sequence[Series]) -> Series:
-    """One series of all that is called `name`."""
-    if len(parts) == 1:
-        return parts[0]
-    checkpoints = sorted(
-        (checkpoint for part in parts for checkpoint in part.checkpoints),
-        key=lambda c: (c.step is None, c.step),
-    )
-    for one, other in itertools.pairwise(checkpoints):
-        if one.step == other.step:
-            at = "no known step" if one.step is None else f"step {one.step}"
-            if os.path.realpath(one.path) == os.path.realpath(other.path):
-                raise ComparisonError(f"{one.path} is given twice for {name!r}; leave one out")
-            raise ComparisonError(
-                f"{one.path} and {other.path} are both called {name!r} and have {at}; "
-                "give one of them a name of its own",
-                parameter="label",
-            )
-    notes = tuple(note for part in parts for note in part.notes)
-    return Series(parts[0].path, name, tuple(checkpoints), notes)
-
-
 def _keep_steps(methods: Mapping[str, Series], steps: Collection[int]) -> dict[str, Series]:
     wanted = set(steps)
     known = {checkpoint.step for series in methods.values() for checkpoint in series.checkpoints}
@@ -587,12 +590,11 @@ def _keep_steps(methods: Mapping[str, Series], steps: Collection[int]) -> dict[s
         raise ComparisonError(f"no checkpoint has step {missing[0]}: the known steps are {there}")
     kept = {}
     for name, series in methods.items():
-        checkpoints = tuple(c for c in series.checkpoints if c.step in wanted)
-        if not checkpoints:
+        kept[name] = of_steps(series, wanted)
+        if not kept[name].checkpoints:
             raise ComparisonError(
                 f"{series.path} has none of the steps {', '.join(map(str, sorted(wanted)))}"
             )
-        kept[name] = dataclasses.replace(series, checkpoints=checkpoints)
     return kept
 
 

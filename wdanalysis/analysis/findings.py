@@ -9,6 +9,7 @@ import pandas as pd
 
 from wdanalysis.analysis.readings import readings
 from wdanalysis.analysis.regression import correlations, summary
+from wdanalysis.analysis.runs import across_runs, averaged, run_readings
 from wdanalysis.analysis.shrink import common_shrink
 
 
@@ -34,21 +35,32 @@ class Findings:
         return list(self.metrics["module"].unique())
 
     @cached_property
+    def averaged(self) -> pd.DataFrame:
+        """The metrics with the mean over runs, where a method has several; see `wdanalysis.analysis.runs.averaged`."""
+        return averaged(self.metrics)
+
+    @cached_property
+    def across_runs(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.runs.across_runs`; without rows where no method has several runs."""
+        return across_runs(self.metrics)
+
+    @cached_property
     def summary(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.summary`."""
-        return summary(self.metrics)
+        return summary(self.averaged)
 
     @cached_property
     def correlations(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.correlations`."""
-        return correlations(self.metrics)
+        return correlations(self.averaged)
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.shrink.common_shrink`."""
-        return common_shrink(self.metrics)
+        return common_shrink(self.averaged)
 
     @cached_property
     def readings(self) -> pd.DataFrame:
-        """See `wdanalysis.analysis.readings.readings`."""
-        return readings(self.metrics)
+        """See `wdanalysis.analysis.readings.readings`; last what runs show, where there are any."""
+        read, of_runs = readings(self.averaged), run_readings(self.across_runs)
+        return pd.concat([read, of_runs], ignore_index=True) if len(of_runs) else read

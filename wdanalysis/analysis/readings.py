@@ -52,7 +52,7 @@ FEW_VECTORS = 10.0
 
 
 _READ = (
-    *("method", "module", "step", "layer", "delta_m", "delta_d"),
+    *("method", "module", "step", "layer", "unit", "delta_m", "delta_d"),
     *("shrink", "delta_m_unshrunk", "floor_ratio", "delta_d_median", "delta_d_max"),
     *("unchanged_fraction", "tuned_dtype"),
 )

@@ -19,6 +19,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, stdtr, stdtrit
 
+from wdanalysis.analysis.table import units
+
 CONFIDENCE = 0.95
 """Coverage of every interval and band."""
 
@@ -274,7 +276,7 @@ class Points:
                 rows[name].to_numpy(np.float64, na_value=np.nan) if name in rows else nothing
                 for name in numbers
             ),
-            *(rows[name].to_numpy(np.int64, na_value=NO_LABEL) for name in ("step", "layer")),
+            *(labels.to_numpy(np.int64, na_value=NO_LABEL) for labels in (rows["step"], units(rows))),
         )
 
     def where(self, kept: NDArray[np.bool_]) -> Points:

@@ -27,14 +27,16 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="TUNED…",
-            help="Tuned checkpoints: a file, a folder with one checkpoint or adapter, or a folder of steps each.",
+            help="Tuned checkpoints: a file, a folder with one checkpoint or adapter, a folder of steps, or one of "
+            "runs (seed-0, seed-1 …) each.",
         ),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="Name the method of a TUNED path; otherwise its folder's name. Repeatable.",
+            help="Name the method of a TUNED path; otherwise its folder's name. Repeatable: paths of one name "
+            "are its steps, or its runs (seeds) where they hold the same steps.",
         ),
     ] = None,
     axis: Annotated[
@@ -73,6 +75,7 @@ def compare(
             "--spectra", help="Also take singular values: ranks, intruder dimensions, similarity. Slow."
         ),
     ] = False,
+    merge_stacks: options.MergeStacks = False,
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
@@ -115,6 +118,7 @@ def compare(
                 alpha=alpha,
                 diagnostics=diagnostics,
                 spectra=spectra,
+                merge_stacks=merge_stacks,
                 progress=progress,
                 spectra_progress=spectra_progress,
             )
@@ -152,6 +156,9 @@ def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
         f"Axis {compared.axis}: one vector per {feature} feature. ΔM, ΔD: means over the layers at the last step. "
         "r, slope: ΔM on ΔD over all layers and steps."
     )
+    across = compared.across_runs()
+    for method, runs in across[across["run"] != ""].groupby("method", sort=False)["run"].unique().items():
+        console.lines(f"{method}: means over {len(runs)} runs ({', '.join(runs)}); runs.csv has each.")
     console.readings(compared.readings())
     if skipped := Counter(compared.skipped["reason"]):
         reasons = "; ".join(f"{count} × {reason}" for reason, count in skipped.most_common())
@@ -162,12 +169,14 @@ def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
 
 
 def _as_json(compared: Comparison, out: Path, written: list[Path]) -> dict[str, object]:
+    across = compared.across_runs()
     return {
         "out": str(out),
         "axis": compared.axis,
         "rows": len(compared.metrics),
         "summary": [_null_where_empty(row) for row in compared.summary().to_dict("records")],
         "readings": compared.readings().to_dict("records"),
+        **({"runs": [_null_where_empty(row) for row in across.to_dict("records")]} if len(across) else {}),
         "diagnostics": [_null_where_empty(row) for row in compared.diagnostics().to_dict("records")],
         "skipped": compared.run.to_json()["skipped"],
         "warnings": compared.warnings,

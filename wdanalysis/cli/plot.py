@@ -14,6 +14,7 @@ def plot(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The results of `wd-analyze compare`.")],
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
+    merge_stacks: options.MergeStacks = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw the figures of a saved comparison again; those of the same name are replaced.
@@ -24,6 +25,6 @@ def plot(
 
     from wdanalysis.comparison import redraw
 
-    drawn = redraw(directory, figures=kinds, format=format)
+    drawn = redraw(directory, figures=kinds, format=format, merge_stacks=merge_stacks)
     if not quiet:
         console.lines(*map(str, drawn))

@@ -132,18 +132,19 @@ def planned_figures(metrics: pd.DataFrame, kinds: Iterable[str], format: str) ->
     OutputError
         There is no such kind or format.
     """
+    from wdanalysis.analysis.table import apart
+
     kinds = list(kinds)
     for choice, choices in [(format, FORMATS), *((kind, KINDS) for kind in kinds)]:
         if choice not in choices:
             raise OutputError(f"there is no figure {choice!r}; choose of {', '.join(choices)}.")
     taken: set[str] = set()
     known = metrics if metrics["delta_m"].notna().any() else metrics.iloc[:0]
+    drawn = {"layers": apart(known), "heatmap": known[known["layer"].notna()]}
     return [
         PlannedFigure(kind, str(name), _free_name(f"{kind}_{_file_safe(str(name))}", format, taken))
         for kind in kinds
-        for name in (known[known["layer"].notna()] if kind == "heatmap" else known)[
-            KINDS[kind]
-        ].drop_duplicates()
+        for name in drawn.get(kind, known)[KINDS[kind]].drop_duplicates()
     ]
 
 

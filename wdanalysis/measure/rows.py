@@ -117,7 +117,14 @@ class MatrixChange(MatrixDiagnostics, _Change):
 
     The fields are the columns of `metrics.csv`, which docs and `Comparison.metrics` describe. Metrics are None where an
     element is not finite, and the columns of `MatrixDiagnostics` where they were not asked for.
+
+    Attributes
+    ----------
+    run
+        Which of the method's runs; empty where it has one.
     """
+
+    run: str = ""
 
 
 def row(
@@ -165,6 +172,7 @@ def row(
         length=inputs if axis == "out" else outputs,
         base_dtype=matrix.dtype,
         tuned_dtype=tuned_dtype,
+        run=state.run,
     )
     if not all(map(math.isfinite, (delta_m, delta_d, base_norm, update_norm))):
         return unmeasured

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from wdanalysis.analysis.floors import NEAR_FLOOR
+from wdanalysis.analysis.table import apart
 from wdanalysis.figures import style
 from wdanalysis.figures.profiles import SQUASHED
 from wdanalysis.figures.scatter_figure import LEAST_SHARE
@@ -67,7 +68,7 @@ def data(findings: Findings, run: Run, spectra: Spectra | None) -> dict[str, Any
     """
     tables = {
         "summary": findings.summary,
-        "metrics": thinned(findings.metrics),
+        "metrics": thinned(apart(findings.averaged)),
         "correlations": findings.correlations,
         "diagnostics": findings.diagnostics,
         "skipped": pd.DataFrame(run.skipped, columns=["method", "step", "name", "reason"]),
