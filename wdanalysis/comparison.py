@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.model import base_mismatch
-from wdanalysis.checkpoints.series import joined, of_steps
+from wdanalysis.checkpoints.series import joined, of_steps, with_common_steps
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
@@ -565,7 +565,8 @@ def _open_methods(
             )
         found.setdefault(name, []).append(series)
     methods = {name: joined(name, parts) for name, parts in found.items()}
-    return _keep_steps(methods, steps) if several and steps is not None else methods
+    methods = _keep_steps(methods, steps) if several and steps is not None else methods
+    return {name: with_common_steps(series) for name, series in methods.items()}
 
 
 def _named_paths(

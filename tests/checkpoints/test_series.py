@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from wdanalysis.checkpoints import Series, open_checkpoint, open_series
-from wdanalysis.checkpoints.series import joined
+from wdanalysis.checkpoints.series import joined, with_common_steps
 from wdanalysis.checkpoints.steps import run_names
 from wdanalysis.errors import CheckpointError, ComparisonError
 
@@ -300,7 +300,7 @@ def test_steps_that_not_all_runs_have_are_noted(tmp_path: Path, save: Save) -> N
     for seed, steps in ((0, (5, 20)), (1, (5,))):
         for step in steps:
             save(tmp_path / "ft" / f"seed-{seed}" / f"checkpoint-{step}" / "model.safetensors")
-    (note,) = open_series(tmp_path / "ft").notes
+    (note,) = with_common_steps(open_series(tmp_path / "ft")).notes
     assert note == "not all runs of ft have step 20: means over runs are of step 5"
     only = open_series(tmp_path / "ft", steps=[20])
     assert [(c.run, c.step) for c in only.checkpoints] == [("", 20)]
@@ -313,7 +313,7 @@ def test_runs_without_a_common_step_are_refused(tmp_path: Path, save: Save) -> N
     for seed in (0, 1):
         save(tmp_path / "ft" / f"seed-{seed}" / f"checkpoint-{seed + 5}" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"no step in common \(seed-0: 5; seed-1: 6\)"):
-        open_series(tmp_path / "ft")
+        with_common_steps(open_series(tmp_path / "ft"))
 
 
 def test_paths_of_one_name_are_steps_or_runs(tmp_path: Path, save: Save) -> None:

@@ -58,7 +58,7 @@ def open_series(
     ------
     CheckpointError
         Nothing there can be read, two entries have the same step, a step of `steps` is not there, or runs of one method
-        are of different kinds or have no step in common.
+        are of different kinds.
     """
     path = Path(path)
     try:
@@ -98,7 +98,7 @@ def joined(name: str, parts: Sequence[Series]) -> Series:
     ComparisonError
         A path is given twice, or one folder has a step twice.
     CheckpointError
-        The runs are of different kinds, or have no step in common.
+        The runs are of different kinds.
     """
     if len(parts) == 1:
         return parts[0]
@@ -129,16 +129,38 @@ def joined(name: str, parts: Sequence[Series]) -> Series:
 
 
 def of_steps(series: Series, steps: Collection[int]) -> Series:
-    """Keep some steps of a series; there are no checkpoints in it where it has none of them.
+    """Keep some steps of a series; there are no checkpoints in it where it has none of them."""
+    kept = [checkpoint for checkpoint in series.checkpoints if checkpoint.step in steps]
+    notes = [*series.notes, *_without_steps(series.name, series.checkpoints, kept)]
+    return _series(series.path, series.name, kept, notes)
+
+
+def with_common_steps(series: Series) -> Series:
+    """Note the steps that not all runs of a series have, which no mean over runs is of.
 
     Raises
     ------
     CheckpointError
-        The runs have none of these steps in common.
+        The runs have no step in common.
     """
-    kept = [checkpoint for checkpoint in series.checkpoints if checkpoint.step in steps]
-    notes = [*series.notes, *_without_steps(series.name, series.checkpoints, kept)]
-    return _series(series.path, series.name, kept, notes)
+    steps: dict[str, set[int | None]] = {}
+    for checkpoint in series.checkpoints:
+        steps.setdefault(checkpoint.run, set()).add(checkpoint.step)
+    every, common = set().union(*steps.values()), set.intersection(*steps.values())
+    if not common:
+        has = "; ".join(f"{run}: {_listed(of_run)}" for run, of_run in steps.items())
+        raise CheckpointError(
+            f"the runs of {series.name} have no step in common ({has}); keep steps that all have, or give each a "
+            "label of its own",
+            parameter="label",
+        )
+    if every == common:
+        return series
+    note = (
+        f"not all runs of {series.name} have step {_listed(every - common)}: means over runs are of step "
+        f"{_listed(common)}"
+    )
+    return replace(series, notes=(*series.notes, note))
 
 
 def _without_steps(
@@ -150,28 +172,14 @@ def _without_steps(
 
 
 def _series(path: Path, name: str, checkpoints: Sequence[Checkpoint], notes: Sequence[str]) -> Series:
-    """Order checkpoints by run and step, and see that runs can be taken together."""
+    """Order checkpoints by run and step, and see that their runs are of one kind."""
     by_run: dict[str, list[Checkpoint]] = {}
     for checkpoint in checkpoints:
         by_run.setdefault(checkpoint.run, []).append(checkpoint)
-    notes = list(notes)
     if len(by_run) == 1:
         checkpoints = [replace(checkpoint, run="") for checkpoint in checkpoints]
     elif by_run:
         _check_same_kind(path, by_run)
-        steps = {run: {checkpoint.step for checkpoint in of_run} for run, of_run in by_run.items()}
-        common = set.intersection(*steps.values())
-        if not common:
-            has = "; ".join(f"{run}: {_listed(of_run)}" for run, of_run in steps.items())
-            raise CheckpointError(
-                f"the runs of {name} have no step in common ({has}); keep steps that all have, or give each a label "
-                "of its own",
-                parameter="label",
-            )
-        if partial := set.union(*steps.values()) - common:
-            notes.append(
-                f"not all runs of {name} have step {_listed(partial)}: means over runs are of step {_listed(common)}"
-            )
     ordered = sorted(checkpoints, key=lambda c: (natural_order(c.run), c.step is None, c.step))
     return Series(path, name, tuple(ordered), tuple(notes))
 
