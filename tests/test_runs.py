@@ -131,7 +131,10 @@ def test_chosen_steps_are_of_every_run(tmp_path: Path) -> None:
         write_steps(tmp_path / "b", llama(), steps=(10, 20)),
     ]
     chosen = wd.compare(base, {"FT": runs}, steps=[10, 20])
-    assert chosen.metrics.groupby("run")["step"].unique().map(list).to_dict() == {"a": [10, 20], "b": [10, 20]}
+    assert chosen.metrics.groupby("run")["step"].unique().map(list).to_dict() == {
+        "a": [10, 20],
+        "b": [10, 20],
+    }
     assert not chosen.warnings
     every = wd.compare(base, {"FT": runs})
     assert "not all runs of FT have step 30: means over runs are of step 10, 20" in every.warnings

@@ -50,7 +50,7 @@ def paths(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for step in STEPS:
         with torch.no_grad():
             for weight in tuned.parameters():
-                weight += 0.01 * torch.randn_like(weight)
+                weight.add_(torch.randn_like(weight), alpha=0.01)
         tuned.save_pretrained(folder / "ft" / f"checkpoint-{step}")
     return folder / "base", folder / "ft"
 
@@ -60,7 +60,9 @@ def test_one_module_holds_all_stacks_and_every_number_stays(paths: tuple[Path, P
     separate, merged = (
         wd.compare(base, {"FT": ft}, modules="q,v", merge_stacks=merge) for merge in (False, True)
     )
-    assert set(separate.modules) == {f"{stack}.{role}" for stack in ("encoder", "decoder", "cross") for role in "qv"}
+    assert set(separate.modules) == {
+        f"{stack}.{role}" for stack in ("encoder", "decoder", "cross") for role in "qv"
+    }
     assert set(merged.modules) == {"q", "v"}
     assert list(merged.metrics) == [*separate.metrics, *STACK_COLUMNS]
     pd.testing.assert_frame_equal(apart(merged.metrics), separate.metrics, check_exact=True)

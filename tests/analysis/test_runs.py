@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,19 @@ def test_a_table_without_runs_is_itself() -> None:
     assert in_all_runs(metrics) is metrics
     assert across_runs(metrics).empty
     assert averaged(metrics.drop(columns="run")) is not None  # a table of an earlier version
+
+
+def test_a_table_read_from_csv_knows_its_runs(tmp_path: Path) -> None:
+    for metrics in (
+        table(),
+        pd.concat([table(), table(1, method="lora", named=False)]),
+        table(1, named=False),
+    ):
+        metrics.to_csv(tmp_path / "metrics.csv", index=False)
+        read = pd.read_csv(tmp_path / "metrics.csv")
+        assert has_runs(read) == has_runs(metrics)
+        assert len(averaged(read)) == len(averaged(metrics))
+        assert len(across_runs(read)) == len(across_runs(metrics))
 
 
 def test_a_method_with_one_run_beside_one_with_several_stays_as_it_is() -> None:
@@ -141,7 +155,9 @@ def test_the_sentence_gives_the_interval_or_every_run() -> None:
     assert "(2 runs: an interval asks for 3)" in sentence
     opposed = table(3)
     opposed.loc[opposed["run"] == "seed-0", "delta_m"] *= -1
-    assert run_readings(across_runs(opposed))["sentence"].iloc[0].endswith("its sign differs from run to run.")
+    assert (
+        run_readings(across_runs(opposed))["sentence"].iloc[0].endswith("its sign differs from run to run.")
+    )
 
 
 def simulated_r(
@@ -191,5 +207,7 @@ def test_an_interval_excludes_zero_in_one_of_twenty_where_there_is_nothing(
 ) -> None:
     """R is as often above zero as below; with slopes that differ much it is near 1 or −1, which is not normal."""
     r = simulated_r(4_000, runs, "nothing", np.random.default_rng(1), between)
-    excluded = [low > 0 or high < 0 for _, low, high in (mean_of_runs(own, of_correlations=True) for own in r)]
+    excluded = [
+        low > 0 or high < 0 for _, low, high in (mean_of_runs(own, of_correlations=True) for own in r)
+    ]
     assert 0.03 <= np.mean(excluded) <= most

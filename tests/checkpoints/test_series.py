@@ -244,8 +244,10 @@ def runs_steps_and_values(series: Series) -> list[tuple[str, int | None, float]]
 
 @pytest.mark.parametrize(
     "spelling",
-    ["seed-{}", "seed_{}", "seed{}", "Seed={}", "run-{}", "run{}", "rep{}", "repeat-{}", "replicate_{}"]
-    + ["trial-{}", "s{}", "S{}", "ft-seed-{}", "my_run.run{}"],
+    [
+        *("seed-{}", "seed_{}", "seed{}", "Seed={}", "run-{}", "run{}", "rep{}", "repeat-{}"),
+        *("replicate_{}", "trial-{}", "s{}", "S{}", "ft-seed-{}", "my_run.run{}"),
+    ],
 )
 def test_a_folder_of_seeds_is_a_folder_of_runs(tmp_path: Path, save: Save, spelling: str) -> None:
     for seed in (10, 9):

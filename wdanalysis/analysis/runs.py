@@ -33,13 +33,22 @@ _COUNTED = ("zero_vectors",)
 
 def has_runs(metrics: pd.DataFrame) -> bool:
     """Whether a method of a metrics table has several runs."""
-    return "run" in metrics and bool(metrics["run"].ne("").any())
+    return bool(_run(metrics).ne("").any())
+
+
+def _run(metrics: pd.DataFrame) -> pd.Series:
+    """The run of each row, as text; a table read from CSV has its empty cells as NaN, one of before has none."""
+    if "run" not in metrics:
+        return pd.Series("", index=metrics.index)
+    run = metrics["run"].astype(object)
+    return run.where(run.notna(), "").astype(str)
 
 
 def in_all_runs(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return the rows whose matrix and step all runs of their method have: means over others would mix runs."""
     if not has_runs(metrics):
         return metrics
+    metrics = metrics.assign(run=_run(metrics))
     runs = metrics.groupby("method")["run"].nunique()
     having = metrics.groupby(list(_MATRIX), dropna=False)["run"].transform("nunique")
     return metrics[having == metrics["method"].map(runs)]

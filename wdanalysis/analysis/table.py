@@ -88,7 +88,8 @@ def apart(metrics: pd.DataFrame) -> pd.DataFrame:
     """Undo `merged_stacks`, for what shows a place by its layer's number; another table is returned as it is."""
     if "unit" not in metrics:
         return metrics
-    named = metrics["stack"].where(metrics["stack"] == "", metrics["stack"] + ".") + metrics["module"]
+    pairs = zip(metrics["stack"].tolist(), metrics["module"].tolist(), strict=True)
+    named = [module if pd.isna(stack) or not stack else f"{stack}.{module}" for stack, module in pairs]
     return metrics.assign(module=named).drop(columns=list(STACK_COLUMNS))
 
 
