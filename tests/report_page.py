@@ -39,6 +39,7 @@ def make_comparison(methods: tuple[str, ...] = METHODS, layers: int = LAYERS) ->
             "axis": "out",
             "base_dtype": "BF16",
             "tuned_dtype": "BF16",
+            "run": "",
             "vectors": 8,
             "length": 8,
             "zero_vectors": 0,

@@ -95,7 +95,8 @@ def apart(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def units(rows: pd.DataFrame) -> pd.Series:
     """Return for each row the number of what statistics take as its layer: `unit`, where stacks are merged."""
-    return rows["unit"].fillna(rows["layer"]) if "unit" in rows else rows["layer"]
+    layer = rows["layer"].astype("Float64").astype("Int64")
+    return rows["unit"].astype("Float64").astype("Int64").fillna(layer) if "unit" in rows else rows["layer"]
 
 
 def keep_changed(table: pd.DataFrame, planned: Plan) -> tuple[pd.DataFrame, list[str]]:
