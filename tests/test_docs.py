@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from wdanalysis.analysis.prediction import PREDICTION_COLUMNS, SCHEDULE_COLUMNS
 from wdanalysis.analysis.readings import READING_COLUMNS
 from wdanalysis.analysis.regression import CORRELATION_COLUMNS
+from wdanalysis.analysis.runs import RUN_COLUMNS
 from wdanalysis.analysis.shrink import COMMON_SHRINK_COLUMNS
-from wdanalysis.analysis.table import COLUMNS
+from wdanalysis.analysis.table import COLUMNS, STACK_COLUMNS
 from wdanalysis.cli import app
 from wdanalysis.measure.geometry import GEOMETRY_COLUMNS
 from wdanalysis.measure.spectra import SIMILARITY_COLUMNS, SPECTRA_COLUMNS
@@ -105,6 +106,8 @@ def defined_columns(heading: str) -> set[str]:
     ("file", "columns"),
     [
         ("metrics.csv", COLUMNS),
+        ("metrics.csv", STACK_COLUMNS),
+        ("runs.csv", RUN_COLUMNS),
         ("correlations.csv", CORRELATION_COLUMNS),
         ("diagnostics.csv", COMMON_SHRINK_COLUMNS),
         ("readings.csv", READING_COLUMNS),

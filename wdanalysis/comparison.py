@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import itertools
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.model import base_mismatch
 from wdanalysis.checkpoints.schedules import Schedule, find_schedule
+from wdanalysis.checkpoints.series import joined, of_steps, with_common_steps
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
@@ -106,10 +106,10 @@ class Comparison:
 
     @property
     def skipped(self) -> pd.DataFrame:
-        """What a checkpoint holds and the table does not: method, step, name, reason."""
+        """What a checkpoint holds and the table does not: method, step, name, reason, run."""
         import pandas as pd
 
-        return pd.DataFrame(self.run.skipped, columns=["method", "step", "name", "reason"])
+        return pd.DataFrame(self.run.skipped, columns=["method", "step", "name", "reason", "run"])
 
     @property
     def warnings(self) -> list[str]:
@@ -166,6 +166,18 @@ class Comparison:
         7   dora          0.006     False
         """
         return self._findings.diagnostics.copy()
+
+    def across_runs(self) -> pd.DataFrame:
+        """Every run's r and slope, and their means with intervals; without rows where no method has several runs.
+
+        See `wdanalysis.analysis.runs.across_runs` for the columns.
+
+        Examples
+        --------
+        >>> run.across_runs().empty
+        True
+        """
+        return self._findings.across_runs.copy()
 
     def readings(self) -> pd.DataFrame:
         """What the numbers of each method and module say, in sentences; see `wdanalysis.analysis.readings`.
@@ -416,21 +428,25 @@ def redraw(
     format: str = "png",
     x: str = "delta_d",
     y: str = "delta_m",
+    merge_stacks: bool = False,
 ) -> list[Path]:
     """Draw the figures of saved results again, replacing those of the same name.
+
+    `merge_stacks` draws encoder, decoder and cross-attention on one panel, also where the tables have them apart.
 
     Raises
     ------
     OutputError
         There are no results, or the folder cannot be written.
     """
+    from wdanalysis.analysis.table import merged_stacks
     from wdanalysis.figures.batch import save_figures
 
     comparison = Comparison.load(directory)
+    metrics = merged_stacks(comparison.metrics) if merge_stacks else comparison.metrics
     with _tables_are_whole(directory):
-        drawn = save_figures(
-            comparison._tables(), directory / folder.FIGURES, kinds=figures, format=format, x=x, y=y
-        )
+        tables = {**comparison._tables(), "metrics": metrics}
+        drawn = save_figures(tables, directory / folder.FIGURES, kinds=figures, format=format, x=x, y=y)
     folder.add(directory, comparison.run, drawn)
     return drawn
 
@@ -474,6 +490,7 @@ def compare(
     diagnostics: bool = True,
     spectra: bool = False,
     geometry: bool | GeometryOptions = False,
+    merge_stacks: bool = False,
     progress: Progress | None = None,
     spectra_progress: Progress | None = None,
 ) -> Comparison:
@@ -486,7 +503,9 @@ def compare(
     tuned
         Methods by name, each a path or several of them; or paths alone, which name their methods themselves; or pairs
         of a name (None: the path's own) and a path.
-        A path is a checkpoint file or folder, a PEFT adapter, or a folder of steps (``checkpoint-500/`` …).
+        A path is a checkpoint file or folder, a PEFT adapter, a folder of steps (``checkpoint-500/`` …), or a folder of
+        runs of one method (``seed-0/`` …). Several paths of one name are one series where their steps differ; where
+        they hold the same steps they are runs of the method.
     axis
         ``"out"``: one vector per output feature, as the paper's code and PEFT do; ``"in"``: per input feature.
     modules
@@ -511,6 +530,9 @@ def compare(
     geometry
         Whether to take sparsity, spectral shift, principal angles, overlaps and tails too (`Comparison.geometry`):
         slower still. A `wdanalysis.measure.geometry.GeometryOptions` chooses how many directions and elements.
+    merge_stacks
+        Whether to take encoder, decoder and cross-attention together
+        (`wdanalysis.analysis.table.merged_stacks`).
     progress
         Called with the bytes read and the bytes to read.
     spectra_progress
@@ -569,10 +591,11 @@ def compare(
         spectra=round(time.time() - measured_at, 3) if whole.observed else None,
     )
     from wdanalysis.analysis.prediction import schedule_table
-    from wdanalysis.analysis.table import keep_changed, metrics_table
+    from wdanalysis.analysis.table import keep_changed, merged_stacks, metrics_table
 
     known, on_schedules = _schedules(methods, schedule, weight_decay)
     metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
+    metrics = merged_stacks(metrics) if merge_stacks else metrics
     run = Run(
         versions=versions(),
         options=Options(
@@ -584,6 +607,7 @@ def compare(
             diagnostics=diagnostics,
             spectra=spectra,
             geometry=dataclasses.asdict(whole.options) if whole.options else None,
+            merge_stacks=merge_stacks or None,
         ),
         complete=complete,
         matrices=Matrices(measured=len(rows), in_table=len(metrics)),
@@ -680,12 +704,12 @@ class _WholeMatrices:
 def _open_methods(
     named: Sequence[Named], *, alpha: float | None, steps: Collection[int] | None
 ) -> dict[str, Series]:
-    """Open every method's checkpoints; paths that name the same method are steps of one series.
+    """Open every method's checkpoints; paths that name the same method are steps of one series, or its runs.
 
     Raises
     ------
     ComparisonError
-        No path is given, or two checkpoints of a method have the same step.
+        No path is given, a path is given twice, or one name comes from two places without a label.
     """
     if not named:
         raise ComparisonError("nothing to compare BASE with: give at least one tuned checkpoint")
@@ -705,8 +729,9 @@ def _open_methods(
                 parameter="label",
             )
         found.setdefault(name, []).append(series)
-    methods = {name: _joined(name, parts) for name, parts in found.items()}
-    return _keep_steps(methods, steps) if several and steps is not None else methods
+    methods = {name: joined(name, parts) for name, parts in found.items()}
+    methods = _keep_steps(methods, steps) if several and steps is not None else methods
+    return {name: with_common_steps(series) for name, series in methods.items()}
 
 
 def _named_paths(
@@ -723,28 +748,6 @@ def _named_paths(
     return [(None, entry) if isinstance(entry, str | Path) else entry for entry in tuned]
 
 
-def _joined(name: str, parts: Sequence[Series]) -> Series:
-    """One series of all that is called `name`."""
-    if len(parts) == 1:
-        return parts[0]
-    checkpoints = sorted(
-        (checkpoint for part in parts for checkpoint in part.checkpoints),
-        key=lambda c: (c.step is None, c.step),
-    )
-    for one, other in itertools.pairwise(checkpoints):
-        if one.step == other.step:
-            at = "no known step" if one.step is None else f"step {one.step}"
-            if os.path.realpath(one.path) == os.path.realpath(other.path):
-                raise ComparisonError(f"{one.path} is given twice for {name!r}; leave one out")
-            raise ComparisonError(
-                f"{one.path} and {other.path} are both called {name!r} and have {at}; "
-                "give one of them a name of its own",
-                parameter="label",
-            )
-    notes = tuple(note for part in parts for note in part.notes)
-    return Series(parts[0].path, name, tuple(checkpoints), notes)
-
-
 def _keep_steps(methods: Mapping[str, Series], steps: Collection[int]) -> dict[str, Series]:
     wanted = set(steps)
     known = {checkpoint.step for series in methods.values() for checkpoint in series.checkpoints}
@@ -753,12 +756,11 @@ def _keep_steps(methods: Mapping[str, Series], steps: Collection[int]) -> dict[s
         raise ComparisonError(f"no checkpoint has step {missing[0]}: the known steps are {there}")
     kept = {}
     for name, series in methods.items():
-        checkpoints = tuple(c for c in series.checkpoints if c.step in wanted)
-        if not checkpoints:
+        kept[name] = of_steps(series, wanted)
+        if not kept[name].checkpoints:
             raise ComparisonError(
                 f"{series.path} has none of the steps {', '.join(map(str, sorted(wanted)))}"
             )
-        kept[name] = dataclasses.replace(series, checkpoints=checkpoints)
     return kept
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from wdanalysis.checkpoints import Series, open_checkpoint, open_series
-from wdanalysis.errors import CheckpointError
+from wdanalysis.checkpoints.series import joined, with_common_steps
+from wdanalysis.checkpoints.steps import run_names
+from wdanalysis.errors import CheckpointError, ComparisonError
 
 Save = Callable[..., Path]
 
@@ -230,3 +233,137 @@ def test_shards_of_an_index_are_one_model_whatever_they_are_called(tmp_path: Pat
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (checkpoint,) = open_series(tmp_path).checkpoints
     assert sorted(checkpoint.tensors) == ["a.weight", "b.weight"]
+
+
+# Runs: several seeds of one method
+
+
+def runs_steps_and_values(series: Series) -> list[tuple[str, int | None, float]]:
+    return [(c.run, c.step, float(c.tensors["w"].read()[0, 0])) for c in series.checkpoints]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        *("seed-{}", "seed_{}", "seed{}", "Seed={}", "run-{}", "run{}", "rep{}", "repeat-{}"),
+        *("replicate_{}", "trial-{}", "s{}", "S{}", "ft-seed-{}", "my_run.run{}"),
+    ],
+)
+def test_a_folder_of_seeds_is_a_folder_of_runs(tmp_path: Path, save: Save, spelling: str) -> None:
+    for seed in (10, 9):
+        for step in (5, 20):
+            save(tmp_path / "ft" / spelling.format(seed) / f"checkpoint-{step}" / "model.safetensors", seed)
+    series = open_series(tmp_path / "ft")
+    first, last = spelling.format(9), spelling.format(10)
+    assert runs_steps_and_values(series) == [(first, 5, 9), (first, 20, 9), (last, 5, 10), (last, 20, 10)]
+    assert series.name == "ft"
+    assert not series.notes
+
+
+@pytest.mark.parametrize("name", ["seed", "fold-1", "s-1", "llama-s1", "runs1", "seed-1-best", "r1"])
+def test_other_names_tell_no_run(tmp_path: Path, save: Save, name: str) -> None:
+    save(tmp_path / "ft" / name / "model.safetensors")
+    with pytest.raises(CheckpointError, match="pass one of the folders in it"):
+        open_series(tmp_path / "ft")
+
+
+def test_runs_may_be_single_checkpoints_without_a_step(tmp_path: Path, save: Save) -> None:
+    for seed in (0, 1):
+        save(tmp_path / "ft" / f"seed-{seed}" / "model.safetensors", seed)
+    assert runs_steps_and_values(open_series(tmp_path / "ft")) == [("seed-0", None, 0), ("seed-1", None, 1)]
+
+
+def test_one_run_alone_has_no_name(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "ft" / "seed-0" / "checkpoint-5" / "model.safetensors")
+    (checkpoint,) = open_series(tmp_path / "ft").checkpoints
+    assert checkpoint.run == ""
+
+
+def test_a_folder_of_steps_or_with_weights_is_no_folder_of_runs(tmp_path: Path, save: Save) -> None:
+    for name in ("steps/checkpoint-5", "steps/seed-0", "weights", "weights/seed-0"):
+        save(tmp_path / name / "model.safetensors")
+    for folder in ("steps", "weights"):
+        (checkpoint,) = open_series(tmp_path / folder).checkpoints
+        assert checkpoint.run == ""
+
+
+def test_what_lies_beside_runs_is_noted(tmp_path: Path, save: Save) -> None:
+    for name in ("seed-0", "seed-1", "best"):
+        save(tmp_path / name / "model.safetensors")
+    (tmp_path / "seed-2").mkdir()
+    (tmp_path / "logs").mkdir()
+    assert open_series(tmp_path).notes == (
+        f"{tmp_path / 'seed-2'} was left out, as it holds no checkpoint.",
+        f"{tmp_path / 'best'} was left out, as its name tells no run.",
+    )
+
+
+def test_steps_that_not_all_runs_have_are_noted(tmp_path: Path, save: Save) -> None:
+    for seed, steps in ((0, (5, 20)), (1, (5,))):
+        for step in steps:
+            save(tmp_path / "ft" / f"seed-{seed}" / f"checkpoint-{step}" / "model.safetensors")
+    (note,) = with_common_steps(open_series(tmp_path / "ft")).notes
+    assert note == "not all runs of ft have step 20: means over runs are of step 5"
+    only = open_series(tmp_path / "ft", steps=[20])
+    assert [(c.run, c.step) for c in only.checkpoints] == [("", 20)]
+    assert only.notes == ("seed-1 of ft was left out, as it has none of the chosen steps.",)
+    with pytest.raises(CheckpointError, match=r"has no step 30; it has 5, 20"):
+        open_series(tmp_path / "ft", steps=[30])
+
+
+def test_runs_without_a_common_step_are_refused(tmp_path: Path, save: Save) -> None:
+    for seed in (0, 1):
+        save(tmp_path / "ft" / f"seed-{seed}" / f"checkpoint-{seed + 5}" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no step in common \(seed-0: 5; seed-1: 6\)"):
+        with_common_steps(open_series(tmp_path / "ft"))
+
+
+def test_paths_of_one_name_are_steps_or_runs(tmp_path: Path, save: Save) -> None:
+    for seed in (0, 1):
+        for step in (5, 20):
+            save(tmp_path / f"seed-{seed}" / "ft" / f"checkpoint-{step}" / "model.safetensors", seed)
+    whole = [tmp_path / "seed-0" / "ft", tmp_path / "seed-1" / "ft"]
+    in_runs = [("seed-0", 5, 0), ("seed-0", 20, 0), ("seed-1", 5, 1), ("seed-1", 20, 1)]
+    assert runs_steps_and_values(joined("FT", [open_series(path) for path in whole])) == in_runs
+    single = [path / f"checkpoint-{step}" for step in (20, 5) for path in whole]
+    assert runs_steps_and_values(joined("FT", [open_series(path) for path in single])) == in_runs
+    one_run = [whole[0] / "checkpoint-5", whole[1] / "checkpoint-20"]
+    steps = runs_steps_and_values(joined("FT", [open_series(path) for path in one_run]))
+    assert steps == [("", 5, 0), ("", 20, 1)]
+
+
+def test_a_step_twice_in_one_folder_is_no_run(tmp_path: Path, save: Save) -> None:
+    for name in ("checkpoint-5", "step-5"):
+        save(tmp_path / name / "model.safetensors")
+    parts = [open_series(tmp_path / name) for name in ("checkpoint-5", "step-5")]
+    with pytest.raises(ComparisonError, match="both called 'FT' and have step 5"):
+        joined("FT", parts)
+    with pytest.raises(ComparisonError, match="given twice"):
+        joined("FT", [parts[0], parts[0]])
+
+
+def test_a_model_and_an_adapter_are_no_runs_of_one_method(tmp_path: Path, save: Save) -> None:
+    model, adapter = (open_series(save(tmp_path / f"{name}.safetensors")) for name in "ab")
+    lora = replace(adapter, checkpoints=tuple(replace(c, method="LoRA") for c in adapter.checkpoints))
+    with pytest.raises(CheckpointError, match="one is a model, the other LoRA"):
+        joined("FT", [model, lora])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["seed-0/ft", "seed-1/ft"], ["seed-0", "seed-1"]),
+        (["x/0/ft", "y/0/lora"], ["ft", "lora"]),
+        (["x/0", "y/0", "y/1"], ["x/0", "y/0", "y/1"]),
+    ],
+)
+def test_runs_are_named_by_what_differs(paths: list[str], names: list[str]) -> None:
+    assert list(run_names([Path(path) for path in paths]).values()) == names
+
+
+def test_files_are_runs_by_their_stems_where_these_differ(tmp_path: Path, save: Save) -> None:
+    ft = [save(tmp_path / name) for name in ("ft_a.safetensors", "ft_b.safetensors")]
+    assert list(run_names(ft).values()) == ["ft_a", "ft_b"]
+    same = [save(tmp_path / name) for name in ("ft.safetensors", "ft.pt")]
+    assert list(run_names(same).values()) == ["ft.safetensors", "ft.pt"]

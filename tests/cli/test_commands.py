@@ -58,7 +58,8 @@ def test_compare_writes_tables_and_figures_and_prints_a_summary(here: Path) -> N
 
 def test_csv_and_parquet_hold_the_same_table(here: Path) -> None:
     CliRunner().invoke(app, ["compare", "base.safetensors", "ft", "lora", "--figures", "none"])
-    csv, parquet = pd.read_csv("wd-analysis/metrics.csv"), pd.read_parquet("wd-analysis/metrics.parquet")
+    csv = pd.read_csv("wd-analysis/metrics.csv", dtype={"run": "str"}).fillna({"run": ""})
+    parquet = pd.read_parquet("wd-analysis/metrics.parquet")
     pd.testing.assert_frame_equal(csv, parquet, check_dtype=False)
     correlations = pd.read_csv("wd-analysis/correlations.csv")
     assert set(correlations["scope"]) == {"pooled", "step", "layer", "within_step", "within_layer"}
@@ -116,6 +117,59 @@ def test_label_names_a_method_and_may_add_a_path(here: Path) -> None:
     result = CliRunner().invoke(app, ["compare", *arguments])
     assert result.exit_code == 0, result.output
     assert set(pd.read_csv("wd-analysis/metrics.csv")["method"]) == {"Full", "Adapter"}
+
+
+def test_labels_of_one_name_and_the_same_steps_are_runs(here: Path) -> None:
+    for seed in (1, 2, 3):
+        for step in (10, 20):
+            write(
+                here / f"s{seed}" / f"checkpoint-{step}" / "model.safetensors",
+                moved(llama(), seed=seed * step),
+            )
+    labels = [word for seed in (1, 2, 3) for word in ("--label", f"FT=s{seed}")]
+    result = CliRunner().invoke(app, ["compare", "base.safetensors", "lora", *labels, "--figures", "none"])
+    assert result.exit_code == 0, result.output
+    assert "FT: means over 3 runs (s1, s2, s3); runs.csv has each." in " ".join(result.stdout.split())
+    across = pd.read_csv("wd-analysis/runs.csv", keep_default_na=False)
+    assert across[across["module"] == "q"]["run"].tolist() == ["", "s1", "s2", "s3"]
+    again = ["compare", "base.safetensors", *labels, "--figures", "none", "--json", "--force"]
+    printed = json.loads(CliRunner().invoke(app, again).stdout)
+    assert [row["runs"] for row in printed["runs"] if row["module"] == "q"] == [3, 1, 1, 1]
+
+
+def test_a_folder_of_seeds_is_given_as_one_path(here: Path) -> None:
+    for seed in (1, 2):
+        write(here / "many" / f"seed-{seed}" / "model.safetensors", moved(llama(), seed=seed))
+    result = CliRunner().invoke(app, ["compare", "base.safetensors", "many", "--figures", "none"])
+    assert result.exit_code == 0, result.output
+    metrics = pd.read_csv("wd-analysis/metrics.csv")
+    assert set(zip(metrics["method"], metrics["run"], strict=True)) == {
+        ("many", "seed-1"),
+        ("many", "seed-2"),
+    }
+    inspected = CliRunner().invoke(app, ["inspect", "many"])
+    assert inspected.exit_code == 0
+    assert "many, 2 checkpoints" in inspected.stdout
+
+
+def test_stacks_are_merged_on_request(here: Path) -> None:
+    for name, weights in (("two", llama()), ("two-ft", moved(llama()))):
+        stacks = {
+            tensor.replace("model.", f"{stack}."): weight.clone()
+            for stack in ("encoder", "decoder")
+            for tensor, weight in weights.items()
+        }
+        write(here / f"{name}.safetensors", stacks)
+    arguments = ["compare", "two.safetensors", "two-ft.safetensors", "--modules", "q", "--figures", "none"]
+    assert CliRunner().invoke(app, [*arguments, "--merge-stacks"]).exit_code == 0
+    metrics = pd.read_csv("wd-analysis/metrics.csv")
+    assert set(metrics["module"]) == {"q"}
+    assert set(metrics["stack"]) == {"encoder", "decoder"}
+    assert json.loads(Path("wd-analysis/run.json").read_text())["options"]["merge_stacks"] is True
+    assert CliRunner().invoke(app, [*arguments, "--out", "apart"]).exit_code == 0
+    drawn = CliRunner().invoke(app, ["plot", "apart", "--figures", "scatter", "--merge-stacks"])
+    assert drawn.exit_code == 0, drawn.output
+    assert [path.name for path in Path("apart/figures").iterdir()] == ["scatter_q.png"]
 
 
 @pytest.mark.parametrize("format", ["pdf", "svg"])

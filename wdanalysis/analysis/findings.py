@@ -10,6 +10,7 @@ import pandas as pd
 from wdanalysis.analysis import prediction
 from wdanalysis.analysis.readings import readings
 from wdanalysis.analysis.regression import correlations, step_choices, summary
+from wdanalysis.analysis.runs import across_runs, averaged, run_readings
 from wdanalysis.analysis.shrink import common_shrink
 
 
@@ -40,35 +41,44 @@ class Findings:
         return list(self.metrics["module"].unique())
 
     @cached_property
+    def averaged(self) -> pd.DataFrame:
+        """The metrics with the mean over runs, where a method has several; see `wdanalysis.analysis.runs.averaged`."""
+        return averaged(self.metrics)
+
+    @cached_property
+    def across_runs(self) -> pd.DataFrame:
+        """See `wdanalysis.analysis.runs.across_runs`; without rows where no method has several runs."""
+        return across_runs(self.metrics)
+
+    @cached_property
     def summary(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.summary`."""
-        return summary(self.metrics, self.correlations)
+        return summary(self.averaged, self.correlations)
 
     @cached_property
     def correlations(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.correlations`."""
-        return correlations(self.metrics)
+        return correlations(self.averaged)
 
     @cached_property
     def step_choices(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.regression.step_choices`."""
-        return step_choices(self.metrics)
+        return step_choices(self.averaged)
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.shrink.common_shrink`."""
-        return common_shrink(self.metrics)
+        return common_shrink(self.averaged)
 
     @cached_property
     def readings(self) -> pd.DataFrame:
-        """See `wdanalysis.analysis.readings.readings`."""
-        of_metrics, of_predictions = (
-            readings(self.metrics, self.correlations),
+        """See `wdanalysis.analysis.readings.readings`; then what predictions and runs show, where there are any."""
+        read = [
+            readings(self.averaged, self.correlations),
             prediction.readings(self.predictions),
-        )
-        return (
-            pd.concat([of_metrics, of_predictions], ignore_index=True) if len(of_predictions) else of_metrics
-        )
+            run_readings(self.across_runs),
+        ]
+        return pd.concat([table for table in read if len(table)] or read[:1], ignore_index=True)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from wdanalysis.analysis.intervals import (
     permutation_p,
 )
 from wdanalysis.analysis.nulls import NULL_COLUMNS, null_r
+from wdanalysis.analysis.table import units
 
 SCOPES = ("pooled", "step", "layer", "within_step", "within_layer")
 """`pooled`: all points. `step`: one row a step, across its layers. `layer`: one row a layer, across its
@@ -306,7 +307,7 @@ class Points:
                 rows[name].to_numpy(np.float64, na_value=np.nan) if name in rows else nothing
                 for name in numbers
             ),
-            *(rows[name].to_numpy(np.int64, na_value=NO_LABEL) for name in ("step", "layer")),
+            *(labels.to_numpy(np.int64, na_value=NO_LABEL) for labels in (rows["step"], units(rows))),
         )
 
     def where(self, kept: NDArray[np.bool_]) -> Points:

@@ -543,7 +543,7 @@ _ROLES = frozenset(role for role, _ in (*LAYER_ROLES, *MODEL_ROLES)) | {
 _STACK_NAMES = frozenset(STACKS.values()) | {"cross"}
 
 
-def _split_module(module: str) -> tuple[str, str] | None:
+def split_module(module: str) -> tuple[str, str] | None:
     """Split ``decoder.q`` into stack and role; None where it is not the name of a role."""
     stack, _, role = module.rpartition(".")
     return (stack, role) if role in _ROLES and (not stack or stack in _STACK_NAMES) else None
@@ -580,7 +580,7 @@ class ModuleSelection:
         words: list[str] = []
         for item in items:
             pieces = [piece.strip() for piece in item.split(",")]
-            words += pieces if any(p == "all" or _split_module(p) for p in pieces) else [item.strip(" ,")]
+            words += pieces if any(p == "all" or split_module(p) for p in pieces) else [item.strip(" ,")]
         words = [word for word in words if word]
         if not words:
             raise WdAnalysisError(
@@ -588,14 +588,14 @@ class ModuleSelection:
             )
         patterns = []
         for word in words:
-            if not _split_module(word):
+            if not split_module(word):
                 try:
                     patterns.append(re.compile("" if word == "all" else word))
                 except re.error as error:
                     raise WdAnalysisError(
                         f"'{word}' is neither a role such as 'q' nor a valid regular expression ({error})."
                     ) from None
-        return cls(frozenset(word for word in words if _split_module(word)), tuple(patterns))
+        return cls(frozenset(word for word in words if split_module(word)), tuple(patterns))
 
     def words(self) -> list[tuple[str, ModuleSelection]]:
         """Every role and pattern, and the selection that it alone would be."""
@@ -604,6 +604,6 @@ class ModuleSelection:
 
     def matches(self, module: str, name: str) -> bool:
         """Whether a part's `module`, of the tensor stored as `name`, is selected."""
-        parsed = _split_module(module)
+        parsed = split_module(module)
         by_role = parsed is not None and not self.modules.isdisjoint({module, parsed[1]})
         return by_role or any(pattern.search(name) for pattern in self.patterns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from wdanalysis.checkpoints.storage import read_json
@@ -22,6 +23,12 @@ EPOCH_NAME = re.compile(r"(?:.*[-_.=])?epochs?[-_=]?(\d{1,18})", re.IGNORECASE)
 
 FILE_NAME = re.compile(r"model[-_](\d{1,18})", re.IGNORECASE)
 """``model_500.pt``: a step in the name of a file only, since folders are called so for other reasons."""
+
+RUN_NAME = re.compile(
+    r"(?:.*[-_.])?(?:seed|run|rep(?:eat|licate)?|trial)[-_=. ]?\d{1,18}|s\d{1,18}", re.IGNORECASE
+)
+"""``seed-0``, ``seed_1``, ``run2``, ``rep3``, ``trial-4``, also after a word (``ft-seed-0``); and ``s0``. A name
+that tells a step tells no run."""
 
 GENERIC_FILE = re.compile(
     r"(?:(?:pytorch_|adapter_|diffusion_pytorch_)?model|consolidated)(?:[-.].*)?", re.IGNORECASE
@@ -67,6 +74,38 @@ def known_step(path: Path) -> tuple[int | None, list[str]]:
         return by_state, []
     is_epoch = by_name is not None and EPOCH_NAME.fullmatch(path.stem if path.is_file() else path.name)
     return by_name, [f"{path.name} tells its epoch, which was taken as its step."] if is_epoch else []
+
+
+def names_run(path: Path) -> bool:
+    """Whether a folder's name says that it is one of several runs of a method."""
+    return RUN_NAME.fullmatch(path.name) is not None and named_step(path) is None
+
+
+def natural_order(name: str) -> list[str | int]:
+    """Return what sorts names as a person would: by the numbers in them.
+
+    >>> sorted(["seed-10", "seed-9"], key=natural_order)
+    ['seed-9', 'seed-10']
+    """
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
+
+
+def run_names(paths: Collection[Path]) -> dict[Path, str]:
+    """Name runs by what differs in their paths: what all end in is left out, then as few folders as tell them apart.
+
+    >>> list(run_names([Path("runs/seed-0/ft"), Path("runs/seed-1/ft")]).values())
+    ['seed-0', 'seed-1']
+    """
+    whole = {path: Path(os.path.abspath(path)) for path in paths}
+    stems = {path: at.with_suffix("") if at.is_file() else at for path, at in whole.items()}
+    chosen = stems if len(set(stems.values())) == len(stems) else whole
+    ends = {path: list(reversed(at.parts)) for path, at in chosen.items()}
+    while len({end[0] for end in ends.values()}) == 1 and min(map(len, ends.values())) > 1:
+        ends = {path: end[1:] for path, end in ends.items()}
+    depth = 1
+    while len({tuple(end[:depth]) for end in ends.values()}) < len(ends):
+        depth += 1
+    return {path: "/".join(reversed(end[:depth])) for path, end in ends.items()}
 
 
 def is_generic(path: Path) -> bool:

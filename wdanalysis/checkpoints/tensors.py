@@ -228,6 +228,8 @@ class Checkpoint:
         Sentences on what was found and left out, or is worth a warning.
     method
         An adapter's: ``LoRA``, ``DoRA``, ``VeRA``, ``DVoRA``; None for a model.
+    run
+        Which of the runs (seeds) of its method it is of; empty where there is one.
     """
 
     path: Path
@@ -240,6 +242,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     method: str | None = None
+    run: str = ""
 
     @property
     def is_adapter(self) -> bool:
@@ -249,7 +252,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Series:
-    """A method's checkpoints in the order of their steps.
+    """A method's checkpoints in the order of their runs and steps.
 
     Attributes
     ----------
@@ -258,7 +261,7 @@ class Series:
     name
         The method's name: the folder's own (that of the folder above for a single step), or the file's stem.
     checkpoints
-        In the order of `step`; a single one may have no step.
+        In the order of `run` and `step`; the only one of a run may have no step.
     notes
         Sentences on what lies in the folder and was left out.
     """

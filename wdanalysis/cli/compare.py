@@ -28,14 +28,16 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="TUNED…",
-            help="Tuned checkpoints: a file, a folder with one checkpoint or adapter, or a folder of steps each.",
+            help="Tuned checkpoints: a file, a folder with one checkpoint or adapter, a folder of steps, or one of "
+            "runs (seed-0, seed-1 …) each.",
         ),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="Name the method of a TUNED path; otherwise its folder's name. Repeatable.",
+            help="Name the method of a TUNED path; otherwise its folder's name. Repeatable: paths of one name "
+            "are its steps, or its runs (seeds) where they hold the same steps.",
         ),
     ] = None,
     axis: Annotated[
@@ -102,6 +104,7 @@ def compare(
         ),
     ] = False,
     geometry_with: options.GeometryText = None,
+    merge_stacks: options.MergeStacks = False,
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     x: options.X = PAPER_X,
@@ -162,6 +165,7 @@ def compare(
                 diagnostics=diagnostics,
                 spectra=spectra,
                 geometry=geometry_chosen,
+                merge_stacks=merge_stacks,
                 progress=progress,
                 spectra_progress=spectra_progress,
             )
@@ -200,6 +204,9 @@ def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
         "r, slope: ΔM on ΔD over all layers and steps, with the 95 % interval that the layers give; "
         "layers: how ΔM goes with ΔD across them at the same step."
     )
+    across = compared.across_runs()
+    for method, runs in across[across["run"] != ""].groupby("method", sort=False)["run"].unique().items():
+        console.lines(f"{method}: means over {len(runs)} runs ({', '.join(runs)}); runs.csv has each.")
     console.readings(compared.readings())
     if skipped := Counter(compared.skipped["reason"]):
         reasons = "; ".join(f"{count} × {reason}" for reason, count in skipped.most_common())
@@ -210,12 +217,14 @@ def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
 
 
 def _as_json(compared: Comparison, out: Path, written: list[Path]) -> dict[str, object]:
+    across = compared.across_runs()
     return {
         "out": str(out),
         "axis": compared.axis,
         "rows": len(compared.metrics),
         "summary": [_null_where_empty(row) for row in compared.summary().to_dict("records")],
         "readings": compared.readings().to_dict("records"),
+        **({"runs": [_null_where_empty(row) for row in across.to_dict("records")]} if len(across) else {}),
         "diagnostics": [_null_where_empty(row) for row in compared.diagnostics().to_dict("records")],
         "skipped": compared.run.to_json()["skipped"],
         "warnings": compared.warnings,

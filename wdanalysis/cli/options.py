@@ -81,6 +81,12 @@ Alpha = Annotated[
         show_default="from the config",
     ),
 ]
+MergeStacks = Annotated[
+    bool,
+    typer.Option(
+        "--merge-stacks", help="Take encoder, decoder and cross-attention together: one q for all of them."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 

@@ -17,6 +17,7 @@ def plot(
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     x: options.X = PAPER_X,
     y: options.Y = PAPER_Y,
+    merge_stacks: options.MergeStacks = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw the figures of a saved comparison again; those of the same name are replaced.
@@ -29,6 +30,6 @@ def plot(
 
     from wdanalysis.comparison import redraw
 
-    drawn = redraw(directory, figures=kinds, format=format, x=x, y=y)
+    drawn = redraw(directory, figures=kinds, format=format, x=x, y=y, merge_stacks=merge_stacks)
     if not quiet:
         console.lines(*map(str, drawn))

@@ -187,11 +187,15 @@ def planned_figures(
 
 def _names(tables: Tables, kind: str) -> list[str]:
     """The modules or methods of which there is a figure of a kind."""
+    from wdanalysis.analysis.table import apart
+
     metrics, shown = tables["metrics"], tables.get(KINDS[kind].table)
     if shown is None or not metrics["delta_m"].notna().any():
         return []
     if kind == "heatmap":
         shown = shown[shown["layer"].notna()]
+    elif kind == "layers":
+        shown = apart(shown)
     return [str(name) for name in shown[KINDS[kind].of].drop_duplicates()]
 
 

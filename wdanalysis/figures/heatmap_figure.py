@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from wdanalysis.analysis.table import apart
 from wdanalysis.figures import selection, style
 
 WIDE_RANGE = 100.0
@@ -48,7 +49,7 @@ def heatmap(
     >>> figure.axes[1].get_xlabel()
     'layer'
     """
-    rows = selection.rows_where(metrics, "method", method)
+    rows = selection.rows_where(apart(metrics), "method", method)
     vectors = selection.vectors(rows)
     rows = selection.at_step(rows, step)
     runs_note = selection.runs_note(rows).partition(";")[0].replace("strong: ", "")

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wdanalysis.analysis.table import apart
 from wdanalysis.figures import profiles, selection, style
 
 STACK_LINES = ("-", "--", ":", "-.")
@@ -50,6 +51,7 @@ def layers(
     >>> figure.axes[0].get_ylabel()
     'ΔM'
     """
+    metrics = apart(metrics)
     modules = [module] if isinstance(module, str) else module or selection.unique(metrics, "module")
     rows = pd.concat([selection.rows_where(metrics, "module", name) for name in modules])
     vectors = selection.vectors(rows)

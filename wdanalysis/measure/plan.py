@@ -30,6 +30,11 @@ class State:
         """Training step, where it is known."""
         return self.checkpoint.step
 
+    @property
+    def run(self) -> str:
+        """Which of the method's runs; empty where it has one."""
+        return self.checkpoint.run
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -39,6 +44,7 @@ class Skipped:
     step: int | None
     name: str
     reason: str
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -310,8 +316,10 @@ class _Pairing:
         self.jobs[key] = replace(job, dense=job.dense + dense, updates=job.updates + updates)
 
     def _skip(self, state: State | None, name: str, reason: str) -> None:
-        method, step = ("BASE", self._model.checkpoint.step) if state is None else (state.method, state.step)
-        self.skipped.append(Skipped(method, step, name, reason))
+        if state is None:
+            self.skipped.append(Skipped("BASE", self._model.checkpoint.step, name, reason))
+        else:
+            self.skipped.append(Skipped(state.method, state.step, name, reason, state.run))
 
 
 def _nothing_selected(

@@ -184,7 +184,14 @@ class MatrixChange(MatrixDiagnostics, _Change):
 
     The fields are the columns of `metrics.csv`, which docs and `Comparison.metrics` describe. Metrics are None where an
     element is not finite, and the columns of `MatrixDiagnostics` where they were not asked for.
+
+    Attributes
+    ----------
+    run
+        Which of the method's runs; empty where it has one.
     """
+
+    run: str = ""
 
 
 def row(
@@ -236,6 +243,7 @@ def row(
         length=length,
         base_dtype=matrix.dtype,
         tuned_dtype=tuned_dtype,
+        run=state.run,
     )
     if not all(map(math.isfinite, (delta_m, delta_d, base_norm, update_norm))):
         return unmeasured

@@ -15,6 +15,7 @@ import pandas as pd
 
 from wdanalysis.analysis.floors import NEAR_FLOOR
 from wdanalysis.analysis.nulls import null_curve
+from wdanalysis.analysis.table import apart
 from wdanalysis.figures import style
 from wdanalysis.figures.profiles import SQUASHED
 from wdanalysis.figures.scatter_figure import LEAST_SHARE, NULL_ROOM
@@ -99,7 +100,7 @@ def data(findings: Findings, run: Run, spectra: Spectra | None) -> dict[str, Any
     tables = {
         "summary": findings.summary,
         "null": null_curve(thinned(findings.metrics)),
-        "metrics": thinned(findings.metrics),
+        "metrics": thinned(apart(findings.averaged)),
         "correlations": findings.correlations,
         "diagnostics": findings.diagnostics,
         "skipped": pd.DataFrame(run.skipped, columns=["method", "step", "name", "reason"]),

@@ -24,6 +24,7 @@ METRICS_CSV = "metrics.csv"
 METRICS_PARQUET = "metrics.parquet"
 CORRELATIONS_CSV = "correlations.csv"
 DIAGNOSTICS_CSV = "diagnostics.csv"
+RUNS_CSV = "runs.csv"
 READINGS_CSV = "readings.csv"
 SCHEDULES_CSV = "schedules.csv"
 PREDICTIONS_CSV = "predictions.csv"
@@ -136,6 +137,8 @@ def _tables(
     yield METRICS_CSV, findings.metrics
     yield METRICS_PARQUET, findings.metrics
     yield CORRELATIONS_CSV, findings.correlations
+    if not findings.across_runs.empty:
+        yield RUNS_CSV, findings.across_runs
     yield DIAGNOSTICS_CSV, findings.diagnostics
     yield READINGS_CSV, findings.readings
     if findings.schedules is not None:

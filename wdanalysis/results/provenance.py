@@ -28,12 +28,13 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Input:
-    """A checkpoint that was read, and its files."""
+    """A checkpoint that was read, its files, and which of its method's runs it is of where there are several."""
 
     path: str
     format: str
     step: int | None
     files: tuple[InputFile, ...] = ()
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Options:
     diagnostics: bool | None = None
     spectra: bool | None = None
     geometry: dict[str, Any] | None = None
+    merge_stacks: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -166,13 +168,26 @@ _PARTS: Mapping[str, type[Any]] = {
     "live": Live,
 }
 _LEFT_OUT_IF_UNKNOWN = frozenset(
-    {"matrices", "seconds", "bytes_read", "live", "diagnostics", "spectra", "geometry", "measure"}
+    {
+        "matrices",
+        "seconds",
+        "bytes_read",
+        "live",
+        "diagnostics",
+        "spectra",
+        "geometry",
+        "measure",
+        "run",
+        "merge_stacks",
+    }
 )
 """Entries that the JSON lacks where there is nothing to say; all others are then null."""
 
 
 def _without_unknown(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in entries if value is not None or name not in _LEFT_OUT_IF_UNKNOWN}
+    return {
+        name: value for name, value in entries if name not in _LEFT_OUT_IF_UNKNOWN or value not in (None, "")
+    }
 
 
 def _known(part: type[Part], saved: Mapping[str, Any]) -> Part:
@@ -195,6 +210,7 @@ def inputs_of(checkpoints: Iterable[Checkpoint]) -> tuple[Input, ...]:
             checkpoint.format,
             checkpoint.step,
             tuple(InputFile(str(file), file.stat().st_size, header_hash(file)) for file in checkpoint.files),
+            checkpoint.run,
         )
         for checkpoint in checkpoints
     )
