@@ -107,7 +107,7 @@ def test_vectors_that_did_not_move_are_counted(vectors) -> None:
 
 @pytest.mark.parametrize("figure", [prediction, steps, density])
 def test_an_empty_table_is_answered_in_a_sentence(figure) -> None:
-    with pytest.raises(ComparisonError, match="there are no|no method"):
+    with pytest.raises(ComparisonError, match=r"there are no|no method"):
         figure(pd.DataFrame(), "q")
 
 
