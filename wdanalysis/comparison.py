@@ -253,7 +253,7 @@ class Comparison:
         import pandas as pd
 
         kept = getattr(self, "vectors", None)
-        if kept is None:
+        if kept is None or self.metrics.empty:
             return None
         last = self.metrics.groupby("method", sort=False)["step"].max()
         return pd.concat(
