@@ -256,10 +256,10 @@ class Comparison:
         if kept is None or self.metrics.empty:
             return None
         last = self.metrics.groupby("method", sort=False)["step"].max()
-        return pd.concat(
-            [kept.read(method, step=None if pd.isna(step) else int(step)) for method, step in last.items()],
-            ignore_index=True,
-        )
+        parts: list[pd.DataFrame] = [
+            kept.read(method, step=None if pd.isna(step) else int(step)) for method, step in last.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
 
     def _drawn_table(self, name: str) -> pd.DataFrame:
         """A table that a figure shows; without rows where there is none."""
