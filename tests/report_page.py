@@ -100,7 +100,7 @@ class FullFindings(Findings):
 
     @property
     def step_choices(self) -> pd.DataFrame:
-        choice = {"module": "q", "axis": "out", "steps": "1, 2, 3, 4", "r": 0.5}
+        choice = {"module": "q", "axis": "out", "steps": "1 2 3 4", "r": 0.5}
         return pd.DataFrame([{"method": method, **choice} for method in METHODS])
 
 

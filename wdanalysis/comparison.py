@@ -271,27 +271,42 @@ class Comparison:
 
     def density(self, module: str, **options: Any) -> Figure:
         """The vectors behind ΔM and ΔD, where they were kept. Options as in `wdanalysis.figures.density`."""
+        import pandas as pd
+
         from wdanalysis import figures
 
-        return figures.density(self._drawn_table("vectors"), module, **options)
+        kept = getattr(self, "vectors", None)
+        return figures.density(
+            pd.DataFrame() if kept is None else kept.read(module=module), module, **options
+        )
 
     def _tables(self) -> dict[str, pd.DataFrame]:
         """Every table that figures are drawn from, by name; those that this comparison lacks are left out."""
         from wdanalysis.figures.kinds import TABLES
 
-        found = {
-            name: getattr(self, name, None)
-            if name in ("metrics", "vectors")
-            else getattr(self._findings, name, None)
-            for name in TABLES
-        }
+        found = {name: getattr(self._findings, name, None) for name in TABLES if name != "vectors"}
+        found["vectors"] = self._last_vectors()
         return {name: table for name, table in found.items() if table is not None}
+
+    def _last_vectors(self) -> pd.DataFrame | None:
+        """The vectors at each method's last step, where they were kept."""
+        import pandas as pd
+
+        kept = getattr(self, "vectors", None)
+        if kept is None or self.metrics.empty:
+            return None
+        last = self.metrics.groupby("method", sort=False)["step"].max()
+        parts: list[pd.DataFrame] = [
+            kept.read(method, step=None if pd.isna(step) else int(step)) for method, step in last.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
 
     def _drawn_table(self, name: str) -> pd.DataFrame:
         """A table that a figure shows; without rows where there is none."""
         import pandas as pd
 
-        return self._tables().get(name, pd.DataFrame())
+        table = getattr(self._findings, name, None)
+        return pd.DataFrame() if table is None else table
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML file that holds everything: readings, charts to explore, tables, and provenance.

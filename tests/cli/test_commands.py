@@ -191,6 +191,44 @@ def test_plot_draws_again_from_the_tables_alone(here: Path) -> None:
     ]
 
 
+def test_the_scatter_shows_other_quantities_in_a_file_of_their_name(here: Path) -> None:
+    CliRunner().invoke(app, ["compare", "base.safetensors", "ft", "--figures", "scatter", "--modules", "q"])
+    arguments = [
+        "plot",
+        "wd-analysis",
+        "--figures",
+        "scatter,layers",
+        "--x",
+        "delta_m_signed",
+        "--y",
+        "rel_delta_m",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in sorted(Path("wd-analysis/figures").iterdir())] == [
+        "layers_q.png",
+        "scatter_q.png",
+        "scatter_q_rel_delta_m-over-delta_m_signed.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--x", "loss"], "'loss' is not one of delta_m"),
+        (["--y", "mean_angle", "--no-diagnostics"], "mean_angle is not measured without diagnostics"),
+    ],
+    ids=["unknown", "without_diagnostics"],
+)
+def test_a_quantity_that_is_not_there_is_refused_before_measuring(
+    here: Path, options: list[str], words: str
+) -> None:
+    result = CliRunner().invoke(app, ["compare", "base.safetensors", "ft", *options])
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.replace("│", " ").split())
+    assert not Path("wd-analysis").exists()
+
+
 def test_inspect_tells_format_roles_layers_and_steps(here: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", "base.safetensors", "ft", "lora"])
     assert result.exit_code == 0, result.output

@@ -11,10 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
+from wdanalysis.analysis.nulls import null_curve
 from wdanalysis.analysis.readings import readings
-from wdanalysis.analysis.regression import fit
+from wdanalysis.analysis.regression import correlations
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import scatter
+from wdanalysis.figures.style import decimals
 
 
 def panels(figure: Figure) -> list:
@@ -47,15 +49,100 @@ def test_the_line_is_that_of_scipy_over_the_range_of_the_points(table) -> None:
     np.testing.assert_allclose(y, expected.intercept + expected.slope * np.asarray(x), rtol=1e-10)
 
 
-def test_a_panel_names_r_its_interval_slope_and_n(table) -> None:
+def test_a_panel_names_the_numbers_of_the_table_of_correlations(table) -> None:
     metrics = table(methods=["FT"])
-    rows = metrics[metrics["module"] == "q"]
-    line = fit(rows["delta_d"], rows["delta_m"], layers=rows["layer"], steps=rows["step"])
-    numbers = [stats.pearsonr(rows["delta_d"], rows["delta_m"]).statistic, line.r_low, line.r_high]
-    r, low, high = (f"{number:.2f}".replace("-", "−") for number in numbers)
+    fits = correlations(metrics)
+    pooled = fits.query("scope == 'pooled' and module == 'q'").iloc[0]
     shown = texts(panels(scatter(metrics, "q"))[0])
+    r, low, high = (decimals(pooled[name]) for name in ("pearson_r", "r_low", "r_high"))
     assert f"r = {r} [{low}, {high}]" in shown
-    assert f"n = {len(rows)}" in shown
+    assert f"n = {pooled['n']}" in shown
+    known = {"r_low": -0.5, "r_high": 0.75, "leave_out_low": -0.2, "leave_out_high": 0.1}
+    null = {"r_null": 0.9, "r_null_low": 0.85, "r_null_high": 0.95}
+    shown = texts(panels(scatter(metrics, "q", correlations=fits.assign(**known, **null)))[0])
+    assert f"r = {r} [−0.50, 0.75]\none layer out −0.20 … 0.10\nnull 0.90 [0.85, 0.95]\n" in shown
+    none = fits.assign(r_low=np.nan, r_high=np.nan, slope_low=np.nan, slope_high=np.nan)
+    figure = scatter(metrics, "q", correlations=none)
+    assert f"r = {r}, no interval" in texts(panels(figure)[0])
+    assert "slope, 95 % by layer" not in legend(figure)
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def with_null(metrics: pd.DataFrame, shift: float = 0.9) -> pd.DataFrame:
+    null = {"null_delta_m": shift * metrics["delta_m"], "null_delta_m_sd": 0.01 * metrics["delta_m"]}
+    both = {"null_delta_d": metrics["delta_d"], "null_delta_d_sd": 0.01 * metrics["delta_d"]}
+    return metrics.assign(update="stored", **null, **both)
+
+
+def test_updates_without_structure_are_dots_that_the_legend_names_once(table) -> None:
+    metrics = with_null(table(methods=["FT", "LoRA"]))
+    figure = scatter(metrics, "q")
+    for panel, method in zip(panels(figure), ("FT", "LoRA"), strict=True):
+        rows = null_curve(metrics[(metrics["method"] == method) & (metrics["module"] == "q")])
+        (dots,) = [line for line in panel.lines if line.get_marker() == "."]
+        np.testing.assert_array_equal(dots.get_xydata(), rows[["delta_d", "delta_m"]])
+    assert legend(figure).count("null: without structure") == 1
+    assert "null: without structure" not in legend(scatter(table(), "q"))
+
+
+def test_the_axes_reach_for_the_null_only_so_far(table) -> None:
+    metrics = table(methods=["FT"], modules=["q"])
+    top = metrics["delta_m"].max()
+    spread = top - metrics["delta_m"].min()
+    (near,) = panels(scatter(with_null(metrics, 1.2), "q"))
+    (far,) = panels(scatter(with_null(metrics, 100), "q"))
+    assert near.get_ylim()[1] > 1.2 * top
+    assert top + spread < far.get_ylim()[1] < top + 1.5 * spread
+
+
+def test_other_quantities_have_their_own_fit_name_and_no_null(table) -> None:
+    random = np.random.default_rng(5)
+    metrics = with_null(table(methods=["FT"], modules=["q"]))
+    metrics = metrics.assign(mean_angle=random.uniform(1, 9, 18), rel_delta_m=random.uniform(0, 1, 18))
+    figure = scatter(metrics, "q", x="mean_angle", y="rel_delta_m")
+    (panel,) = panels(figure)
+    line = stats.linregress(metrics["mean_angle"], metrics["rel_delta_m"])
+    assert f"r = {decimals(line.rvalue)}" in texts(panel)
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("mean angle, degrees", "ΔM/m₀")
+    assert "ΔM/m₀ against the mean angle" in figure.get_suptitle()
+    np.testing.assert_array_equal(
+        drawn_points(panel), np.sort(metrics[["mean_angle", "rel_delta_m"]], axis=0)
+    )
+    assert "null" not in "".join(legend(figure)) + texts(panel)
+    with pytest.raises(ComparisonError, match="no values of matrix_delta_m"):
+        scatter(metrics, "q", y="matrix_delta_m")
+    with pytest.raises(ValueError, match="no quantity 'loss'"):
+        scatter(metrics, "q", y="loss")
+
+
+def test_runs_are_faint_and_their_mean_is_strong(table) -> None:
+    one = table(methods=["FT"], modules=["q"])
+    other = one.assign(delta_m=1.5 * one["delta_m"])
+    metrics = pd.concat([one.assign(run="seed-0"), other.assign(run="seed-1")], ignore_index=True)
+    figure = scatter(metrics, "q")
+    groups = [c for c in panels(figure)[0].collections if c.get_array() is not None]
+    faint, strong = ([c for c in groups if (c.get_alpha() is not None) is seen] for seen in (True, False))
+    assert sum(len(c.get_offsets()) for c in faint) == 36
+    means = np.sort(np.concatenate([c.get_offsets() for c in strong]), axis=0)
+    expected = one.assign(delta_m=1.25 * one["delta_m"])[["delta_d", "delta_m"]]
+    np.testing.assert_allclose(means, np.sort(expected, axis=0))
+    assert "strong: mean over 2 runs; faint: each run" in figure.get_suptitle()
+    assert "n = 18" in texts(panels(figure)[0])
+
+
+def test_merged_stacks_differ_by_outline_and_colour_stays_the_layer(table) -> None:
+    metrics = pd.concat(
+        [table(methods=["FT"], modules=["q"]).assign(stack=stack) for stack in ("encoder", "decoder")],
+        ignore_index=True,
+    )
+    figure = scatter(metrics, "q")
+    groups = [c for c in panels(figure)[0].collections if c.get_array() is not None]
+    assert len({c.get_edgecolor().tobytes() for c in groups}) == 2
+    assert {tuple(c.get_array()) for c in groups} == {(0, 1, 2, 3, 4, 5)}
+    assert {"encoder", "decoder"} <= set(legend(figure))
 
 
 def test_colour_is_the_layer_and_marker_the_step(table) -> None:

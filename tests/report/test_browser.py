@@ -217,7 +217,7 @@ def test_predictions_are_drawn_and_listed_with_their_r2(full_reader: Reader, com
     assert data["x"] == data["y"]
     rows = comparison.metrics.query("method == 'LoRA'")
     assert f"of {len(rows)}" in full_reader.find("[data-table=predictions]").text
-    assert "1, 2, 3, 4" in full_reader.find("[data-table=step_choices]").text
+    assert "1 2 3 4" in full_reader.find("[data-table=step_choices]").text
 
 
 def test_the_null_and_the_predictions_follow_the_filters(full_reader: Reader) -> None:

@@ -74,7 +74,7 @@ def prediction(predictions: pd.DataFrame, module: str) -> Figure:
             style.integer_axis(bar.ax.yaxis)
         style.title(
             figure,
-            f"{module}: predicted from the run's schedule and observed; on the grey line both are equal",
+            f"{module}: predicted by the laws named and observed; on the grey line both are equal",
             f"not shown: {missing} rows without a value" if missing else "",
         )
     return figure

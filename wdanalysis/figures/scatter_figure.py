@@ -323,7 +323,7 @@ def _draw_line(panel: Axes, points: pd.DataFrame, pair: tuple[str, str], line: L
     )
 
 
-_BAND: Mapping[str, Any] = {"color": "#555555", "alpha": 0.16, "linewidth": 0}
+_BAND: Mapping[str, Any] = {"color": "#555555", "alpha": 0.11, "linewidth": 0}
 
 
 def _numbers(line: Line) -> list[str]:

@@ -1,0 +1,145 @@
+"""Figures of tables beside the metrics: predictions, choices of steps, vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wdanalysis.errors import ComparisonError
+from wdanalysis.figures import density, prediction, save_figures, steps
+
+
+def texts(axes) -> str:
+    return "\n".join([axes.get_title(loc="left"), *(text.get_text() for text in axes.texts)])
+
+
+@pytest.fixture
+def predictions(table) -> pd.DataFrame:
+    rows = table(methods=["FT", "LoRA"])
+    factor = np.random.default_rng(1).normal(1, 0.1, len(rows))
+    rows = rows.assign(law=rows["method"].map({"FT": "diffusing_weights", "LoRA": "turning"}))
+    rows = rows.assign(quantity=rows["method"].map({"FT": "delta_d", "LoRA": "delta_m"}))
+    observed = rows["delta_m"].where(rows["quantity"] == "delta_m", rows["delta_d"])
+    fitted = rows["method"].map({"FT": 0.43, "LoRA": np.nan})
+    return rows.assign(observed=observed, predicted=observed * factor, fitted=fitted)
+
+
+@pytest.fixture
+def choices() -> pd.DataFrame:
+    rows = [
+        ("FT", "q", "out", "1 2 3 4", -0.3),
+        ("FT", "q", "out", "1 2 3 5", 0.1),
+        ("FT", "q", "out", "2 3 4 5", 0.8),
+        ("LoRA", "q", "out", "1 2 3 4", 0.9),
+    ]
+    return pd.DataFrame(rows, columns=["method", "module", "axis", "steps", "r"])
+
+
+@pytest.fixture
+def vectors() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    rows = pd.MultiIndex.from_product([["FT", "LoRA"], [1, 2], [0, 1], range(100)])
+    table = rows.to_frame(index=False, name=["method", "step", "layer", "vector"]).assign(module="q")
+    change = random.normal(0, 0.1, len(table))
+    return table.assign(rel_delta_m=change, delta_d=random.uniform(1e-4, 1e-2, len(table)))
+
+
+def test_a_panel_of_predictions_has_its_points_the_law_and_r2(predictions) -> None:
+    figure = prediction(predictions, "q")
+    for panel, method in zip(figure.axes[:2], ("FT", "LoRA"), strict=True):
+        rows = predictions[(predictions["method"] == method) & (predictions["module"] == "q")]
+        np.testing.assert_array_equal(panel.collections[0].get_offsets(), rows[["predicted", "observed"]])
+        assert panel.get_xlim() == panel.get_ylim()
+        np.testing.assert_array_equal(*panel.lines[0].get_data())
+        spread = ((rows["observed"] - rows["observed"].mean()) ** 2).sum()
+        r2 = 1 - ((rows["observed"] - rows["predicted"]) ** 2).sum() / spread
+        assert f"R² = {r2:.2f}".replace("-", "−") in texts(panel)
+        assert f"n = {len(rows)}" in texts(panel)
+    assert "diffusing weights × 0.43 (fitted)" in texts(figure.axes[0])
+    assert "fitted" not in texts(figure.axes[1])
+    assert figure.axes[0].get_xlabel().startswith("predicted ΔD")
+    assert figure.axes[1].get_ylabel().startswith("observed ΔM")
+
+
+def test_the_r2_of_the_table_goes_before_and_an_empty_one_is_a_dash(predictions) -> None:
+    assert "R² = 0.50" in texts(prediction(predictions.assign(r2=0.5), "q").axes[0])
+    assert "R² = –" in texts(prediction(predictions.assign(r2=np.nan), "q").axes[0])
+
+
+def test_a_prediction_without_a_value_is_counted_and_none_at_all_is_said(predictions) -> None:
+    predictions.loc[predictions.index[0], "predicted"] = np.nan
+    module = predictions["module"].iloc[0]
+    assert "not shown: 1 rows without a value" in prediction(predictions, module).get_suptitle()
+    empty = prediction(predictions.assign(predicted=np.nan), "q")
+    assert "no values" in texts(empty.axes[0])
+
+
+def test_a_row_of_steps_counts_its_choices_and_names_the_ends(choices) -> None:
+    correlations = pd.DataFrame({"method": ["FT"], "module": ["q"], "scope": ["pooled"], "pearson_r": [0.25]})
+    first, second = steps(choices, "q", correlations=correlations).axes
+    assert sum(bar.get_height() for bar in first.patches) == 3
+    assert "−0.30 (1 2 3 4) … 0.80 (2 3 4 5);  3 choices" in texts(first)
+    assert [list(line.get_xdata()) for line in first.lines] == [[0, 0], [0.25, 0.25]]
+    assert len(second.lines) == 1  # its own r is not known
+
+
+def test_density_counts_every_vector_of_the_last_step_once(vectors) -> None:
+    figure = density(vectors, "q")
+    for panel, method in zip(figure.axes[:2], ("FT", "LoRA"), strict=True):
+        rows = vectors[(vectors["method"] == method) & (vectors["step"] == 2)]
+        assert panel.collections[0].get_array().sum() == len(rows)
+        cross = np.ravel(panel.lines[0].get_data())
+        np.testing.assert_allclose(cross, [rows["delta_d"].mean(), rows["rel_delta_m"].abs().mean()])
+        assert panel.get_xscale() == panel.get_yscale() == "log"
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+    assert "step 2" in figure.get_suptitle()
+
+
+def test_vectors_that_did_not_move_are_counted(vectors) -> None:
+    vectors.loc[vectors["step"] == 2, "delta_d"] = np.where(
+        vectors.loc[vectors["step"] == 2, "vector"] < 2, 0, 1e-3
+    )
+    assert "not shown: 8 vectors" in density(vectors, "q").get_suptitle()
+    still = density(vectors.assign(rel_delta_m=0.0), "q")
+    assert "0 vectors" in texts(still.axes[0])
+
+
+@pytest.mark.parametrize("figure", [prediction, steps, density])
+def test_an_empty_table_is_answered_in_a_sentence(figure) -> None:
+    with pytest.raises(ComparisonError, match=r"there are no|no method"):
+        figure(pd.DataFrame(), "q")
+
+
+def test_a_kind_is_drawn_where_its_table_is_there(table, predictions, choices, vectors, tmp_path) -> None:
+    tables = {"metrics": table(methods=["FT", "LoRA"], modules=["q"]), "step_choices": choices}
+    kinds = ["prediction", "steps", "density"]
+    drawn = save_figures(tables, tmp_path, kinds=kinds, dpi=20)
+    assert [path.name for path in drawn] == ["steps_q.png"]
+    tables |= {"predictions": predictions[predictions["module"] == "q"], "vectors": vectors}
+    drawn = save_figures(tables, tmp_path, kinds=kinds, dpi=20)
+    assert [path.name for path in drawn] == ["prediction_q.png", "steps_q.png", "density_q.png"]
+    assert save_figures(tables["metrics"], tmp_path, kinds=kinds, dpi=20) == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_nothing_overlaps_with_few_or_many_methods_of_long_names(
+    predictions, choices, vectors, count
+) -> None:
+    names = [f"llama-7b-commonsense-lora-r{2**i}-lr1e-4-final-checkpoint-of-the-run" for i in range(count)]
+
+    def many(rows: pd.DataFrame) -> pd.DataFrame:
+        one = rows[rows["method"] == rows["method"].iloc[0]]
+        return pd.concat([one.assign(method=name) for name in names])
+
+    for figure in (
+        prediction(many(predictions), "q"),
+        steps(many(choices), "q"),
+        density(many(vectors), "q"),
+    ):
+        figure.draw_without_rendering()
+        shown = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+        boxes = [text.get_window_extent() for axes in shown for text in (*axes.texts, axes._left_title)]
+        assert len(boxes) == 2 * count
+        assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes)
