@@ -19,7 +19,7 @@ _COLUMN_TYPES = {
     "length": "Int64",
     "zero_vectors": "Int64",
 }
-_TEXT = ("method", "module", "name", "axis", "base_dtype", "tuned_dtype")
+_TEXT = ("method", "module", "name", "axis", "base_dtype", "tuned_dtype", "grid")
 _ROLE_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 COLUMNS = tuple(field.name for field in dataclasses.fields(MatrixChange))
 """The columns of the metrics table, in order; docs/columns.md defines each."""

@@ -16,6 +16,8 @@ from wdanalysis.checkpoints.names import Part
 from wdanalysis.decomposition import Axis
 from wdanalysis.kernels.sums import Vector, VectorChanges
 from wdanalysis.measure.plan import State
+from wdanalysis.measure.rounding import NOT_ROUNDED, Grid, Rounding
+from wdanalysis.measure.whole import WholeMatrix
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class MatrixDiagnostics:
     delta_m_floor
         The ΔM that rounding the tuned tensor to its stored dtype makes by itself.
     floor_ratio
-        ΔD over the ΔD that rounding makes by itself.
+        ΔD over the ΔD that rounding makes by itself; None where it makes none (a base on the grid).
     delta_m_median, delta_m_p90, delta_m_max
         Quantiles of |m − m₀| over the vectors.
     delta_d_median, delta_d_p90, delta_d_max
@@ -42,6 +44,10 @@ class MatrixDiagnostics:
         ‖W₀‖ (Frobenius): √Σ m₀².
     delta_m_norm
         √Σ (m − m₀)².
+    matrix_delta_m, matrix_delta_d, mean_angle
+        See `WholeMatrix`.
+    grid, delta_m_bias, delta_d_bias
+        See `Rounding`.
     """
 
     shrink: float | None = None
@@ -57,12 +63,16 @@ class MatrixDiagnostics:
     delta_d_max: float | None = None
     base_norm: float | None = None
     delta_m_norm: float | None = None
+    matrix_delta_m: float | None = None
+    matrix_delta_d: float | None = None
+    mean_angle: float | None = None
+    grid: Grid | None = None
+    delta_m_bias: float | None = None
+    delta_d_bias: float | None = None
 
     @classmethod
-    def of(
-        cls, changes: VectorChanges, *, delta_m_floor: float | None, delta_d_floor: float | None
-    ) -> MatrixDiagnostics:
-        """Take them of a matrix's vectors, all finite; the floors are None for an update that is not rounded."""
+    def of(cls, changes: VectorChanges, rounding: Rounding) -> MatrixDiagnostics:
+        """Take them of a matrix's vectors, all finite."""
         m0, dm, turn = changes.magnitude, changes.magnitude_change, changes.turn
         delta_m, base_norm = float(np.mean(np.abs(dm))), float(np.linalg.norm(m0))
         c = uniform_shrink(m0, dm)
@@ -73,8 +83,8 @@ class MatrixDiagnostics:
             shrink=c,
             shrink_share=None if unshrunk is None or not delta_m else 1 - unshrunk / delta_m,
             delta_m_unshrunk=unshrunk,
-            delta_m_floor=delta_m_floor,
-            floor_ratio=float(np.mean(turn)) / delta_d_floor if delta_d_floor else None,
+            delta_m_floor=rounding.delta_m_floor,
+            floor_ratio=_ratio(float(np.mean(turn)), rounding.delta_d_floor or 0),
             delta_m_median=m_median,
             delta_m_p90=m_p90,
             delta_m_max=m_max,
@@ -83,6 +93,10 @@ class MatrixDiagnostics:
             delta_d_max=d_max,
             base_norm=base_norm,
             delta_m_norm=float(np.linalg.norm(dm)),
+            grid=rounding.grid,
+            delta_m_bias=rounding.delta_m_bias,
+            delta_d_bias=rounding.delta_d_bias,
+            **vars(WholeMatrix.of(changes)),
         )
 
 
@@ -130,8 +144,7 @@ def row(
     tuned_dtype: str,
     unchanged_fraction: float,
     diagnostics: bool,
-    delta_m_floor: float | None = None,
-    delta_d_floor: float | None = None,
+    rounding: Rounding = NOT_ROUNDED,
 ) -> MatrixChange:
     """Sum up what a tuned checkpoint did to the vectors of one part of a matrix.
 
@@ -147,8 +160,8 @@ def row(
         Share of the elements that are what they were.
     diagnostics
         Whether to fill the columns of `MatrixDiagnostics`.
-    delta_m_floor, delta_d_floor
-        What rounding makes by itself; None for an update that is not rounded.
+    rounding
+        What storing the tuned matrix did.
     """
     outputs, inputs = matrix.shape_of(part)
     m0, dm = changes.magnitude, changes.magnitude_change
@@ -168,11 +181,7 @@ def row(
     )
     if not all(map(math.isfinite, (delta_m, delta_d, base_norm, update_norm))):
         return unmeasured
-    further = (
-        MatrixDiagnostics.of(changes, delta_m_floor=delta_m_floor, delta_d_floor=delta_d_floor)
-        if diagnostics
-        else MatrixDiagnostics()
-    )
+    further = MatrixDiagnostics.of(changes, rounding) if diagnostics else MatrixDiagnostics()
     return replace(
         unmeasured,
         delta_m=delta_m,
@@ -182,7 +191,7 @@ def row(
         update_norm=update_norm,
         rel_update_norm=_ratio(update_norm, base_norm),
         unchanged_fraction=unchanged_fraction,
-        delta_d_floor=delta_d_floor,
+        delta_d_floor=rounding.delta_d_floor,
         zero_vectors=int(np.sum((m0 == 0) | (m0 + dm == 0))),
         **vars(further),
     )
@@ -196,33 +205,3 @@ def uniform_shrink(m0: Vector, magnitude_change: Vector) -> float | None:
     """C of m ≈ (1 − c)·m₀ by least squares: c = −Σ m₀(m − m₀) / Σ m₀²; None for a matrix of zeros."""
     square = float(m0 @ m0)
     return 0.0 - float(m0 @ magnitude_change) / square if square else None
-
-
-def delta_d_floor(ulp2: Vector, changes: VectorChanges) -> float:
-    """ΔD that rounding the tuned tensor to its stored dtype makes by itself: ½ · mean of Σ ulp(w)²/12 / m².
-
-    Rounding moves an element by an error that is even over ±ulp/2, of variance ulp²/12; a zero vector is not moved.
-    """
-    return 0.5 * float(np.mean(_over_m2(ulp2 / 12, changes)))
-
-
-def delta_m_floor(weighted_ulp2: Vector, changes: VectorChanges) -> float:
-    """ΔM that rounding makes by itself: √(2/π) · mean of σ, with σ² = Σ (w/m)²·ulp(w)²/12.
-
-    To first order m moves by Σ (w/m)·e over the errors e of the elements: nearly normal, of mean 0 and variance σ²,
-    and E|N(0, σ)| = σ·√(2/π).
-
-    Parameters
-    ----------
-    weighted_ulp2
-        Σ w²·ulp(w)² of each vector.
-    changes
-        For m.
-    """
-    return float(np.sqrt(2 / np.pi) * np.mean(np.sqrt(_over_m2(weighted_ulp2 / 12, changes))))
-
-
-def _over_m2(values: Vector, changes: VectorChanges) -> Vector:
-    """The values over m², and 0 for a vector of zeros."""
-    m2 = (changes.magnitude + changes.magnitude_change) ** 2
-    return np.divide(values, m2, out=np.zeros_like(m2), where=m2 != 0)
