@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from wdanalysis.measure.rows import MatrixChange
 from wdanalysis.measure.stream import stream
 from wdanalysis.results import folder
 from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, inputs_of, versions
+from wdanalysis.results.vectors import Vectors, VectorsFile
 from wdanalysis.writing import encodable
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Comparison:
         Provenance: versions, options, input files, what was skipped and why, warnings, timings.
     spectra
         Singular values of every base, tuned matrix and update, where they were asked for.
+    vectors
+        What tuning did to every single vector, where it was asked for: `vectors.read(module="q")` reads it.
 
     Examples
     --------
@@ -75,6 +78,7 @@ class Comparison:
     metrics: pd.DataFrame
     run: Run = field(default_factory=Run)
     spectra: Spectra | None = None
+    vectors: Vectors | None = None
 
     @property
     def axis(self) -> str:
@@ -303,7 +307,7 @@ class Comparison:
                     )
                     return [*finish(), *pages]
 
-            return folder.save(directory, self._findings, self.run, self.spectra, others=others)
+            return folder.save(directory, self._findings, self.run, self.spectra, self.vectors, others=others)
 
     @classmethod
     def load(cls, directory: str | Path) -> Comparison:
@@ -321,7 +325,7 @@ class Comparison:
         ['ft', 'dora']
         """
         saved = folder.load(Path(directory))
-        return cls(saved.metrics, saved.run, saved.spectra)
+        return cls(saved.metrics, saved.run, saved.spectra, saved.vectors)
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: the summary, what was skipped, and the warnings."""
@@ -388,6 +392,7 @@ def compare(
     alpha: float | None = None,
     diagnostics: bool = True,
     spectra: bool = False,
+    vectors: bool = False,
     progress: Progress | None = None,
     spectra_progress: Progress | None = None,
 ) -> Comparison:
@@ -416,6 +421,9 @@ def compare(
         Whether to fill the columns of `wdanalysis.measure.rows.MatrixDiagnostics`: shrink, floors, quantiles.
     spectra
         Whether to take singular values too (`Comparison.spectra`): minutes for a large model.
+    vectors
+        Whether to keep what each vector did (`Comparison.vectors`): about 10 bytes a vector, in a temporary file until
+        it is saved.
     progress
         Called with the bytes read and the bytes to read.
     spectra_progress
@@ -459,11 +467,15 @@ def compare(
     opened = time.time()
     rows: list[MatrixChange] = []
     complete = True
-    try:
-        for measured in stream(planned, axis, diagnostics=diagnostics, progress=progress):
-            rows.extend(measured)
-    except KeyboardInterrupt:
-        complete = False
+    with VectorsFile() if vectors else nullcontext() as file:
+        keep = None if file is None else file.add
+        try:
+            for measured in stream(
+                planned, axis, diagnostics=diagnostics, keep_vectors=keep, progress=progress
+            ):
+                rows.extend(measured)
+        except KeyboardInterrupt:
+            complete = False
     measured_at = time.time()
     singular, complete = (
         _singular_values(planned, spectra_progress) if spectra and complete else (None, complete)
@@ -486,6 +498,7 @@ def compare(
             alpha=alpha,
             diagnostics=diagnostics,
             spectra=spectra,
+            vectors=vectors,
         ),
         complete=complete,
         matrices=Matrices(measured=len(rows), in_table=len(metrics)),
@@ -495,7 +508,7 @@ def compare(
         seconds=seconds,
         bytes_read=planned.nbytes,
     )
-    comparison = Comparison(metrics, encodable(run), singular)
+    comparison = Comparison(metrics, encodable(run), singular, None if file is None else file.vectors)
     if not complete:
         raise Interrupted(comparison)
     return comparison

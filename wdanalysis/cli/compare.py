@@ -73,6 +73,9 @@ def compare(
             "--spectra", help="Also take singular values: ranks, intruder dimensions, similarity. Slow."
         ),
     ] = False,
+    vectors: Annotated[
+        bool, typer.Option("--vectors", help="Also keep what each single vector did: vectors.parquet.")
+    ] = False,
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
@@ -115,6 +118,7 @@ def compare(
                 alpha=alpha,
                 diagnostics=diagnostics,
                 spectra=spectra,
+                vectors=vectors,
                 progress=progress,
                 spectra_progress=spectra_progress,
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wdanalysis.errors import OutputError
 from wdanalysis.results.provenance import Run
+from wdanalysis.results.vectors import VECTORS_PARQUET, Vectors
 from wdanalysis.writing import first_line, plain_errors, write_whole
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Saved:
     metrics: pd.DataFrame
     run: Run
     spectra: Spectra | None
+    vectors: Vectors | None
 
 
 def save(
@@ -47,6 +49,7 @@ def save(
     findings: Findings,
     run: Run,
     spectra: Spectra | None = None,
+    vectors: Vectors | None = None,
     *,
     others: Callable[[], Iterable[Path]] = list,
 ) -> list[Path]:
@@ -56,7 +59,7 @@ def save(
     ----------
     directory
         Made where it is missing.
-    findings, run, spectra
+    findings, run, spectra, vectors
         What to write.
     others
         Writes what else belongs into the folder, and returns those files. It is called once the tables and provenance
@@ -74,6 +77,7 @@ def save(
     """
     old = _outputs(directory)
     tables = [_write_table(directory / name, table) for name, table in _tables(findings, spectra)]
+    tables += [] if vectors is None else [vectors.save(directory, findings.metrics)]
     _write_run(directory, run, tables)
     written = [*tables, *others()]
     run_json = _write_run(directory, run, written)
@@ -113,7 +117,12 @@ def load(directory: Path) -> Saved:
         raise OutputError(
             f"{directory / METRICS_PARQUET} lacks the column {missing[0]}; run the comparison again."
         )
-    return Saved(metrics, run, _load_spectra(directory) if SPECTRA_PARQUET in run.outputs else None)
+    return Saved(
+        metrics,
+        run,
+        spectra=_load_spectra(directory) if SPECTRA_PARQUET in run.outputs else None,
+        vectors=Vectors(directory / VECTORS_PARQUET) if VECTORS_PARQUET in run.outputs else None,
+    )
 
 
 def _tables(findings: Findings, spectra: Spectra | None) -> Iterator[tuple[str, pd.DataFrame]]:

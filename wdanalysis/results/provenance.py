@@ -47,6 +47,7 @@ class Options:
     alpha: float | None = None
     diagnostics: bool | None = None
     spectra: bool | None = None
+    vectors: bool | None = None
 
 
 @dataclass(frozen=True)
