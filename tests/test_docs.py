@@ -22,6 +22,7 @@ from wdanalysis.analysis.shrink import COMMON_SHRINK_COLUMNS
 from wdanalysis.analysis.table import COLUMNS
 from wdanalysis.cli import app
 from wdanalysis.measure.spectra import SIMILARITY_COLUMNS, SPECTRA_COLUMNS
+from wdanalysis.results.vectors import VECTOR_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -108,6 +109,7 @@ def defined_columns(heading: str) -> set[str]:
         ("readings.csv", READING_COLUMNS),
         ("spectra.csv", SPECTRA_COLUMNS),
         ("similarity.csv", SIMILARITY_COLUMNS),
+        ("vectors.parquet", VECTOR_COLUMNS),
     ],
 )
 def test_every_column_is_defined(file: str, columns: tuple[str, ...]) -> None:
