@@ -25,6 +25,7 @@ from wdanalysis.analysis.table import COLUMNS, STACK_COLUMNS
 from wdanalysis.cli import app
 from wdanalysis.measure.geometry import GEOMETRY_COLUMNS
 from wdanalysis.measure.spectra import SIMILARITY_COLUMNS, SPECTRA_COLUMNS
+from wdanalysis.results.vectors import VECTOR_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -116,6 +117,7 @@ def defined_columns(heading: str) -> set[str]:
         ("spectra.csv", SPECTRA_COLUMNS),
         ("similarity.csv", SIMILARITY_COLUMNS),
         ("geometry.csv", GEOMETRY_COLUMNS),
+        ("vectors.parquet", VECTOR_COLUMNS),
     ],
 )
 def test_every_column_is_defined(file: str, columns: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import html
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from wdanalysis.measure.rows import MatrixChange
 from wdanalysis.measure.stream import stream
 from wdanalysis.results import folder
 from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, inputs_of, versions
+from wdanalysis.results.vectors import Vectors, VectorsFile
 from wdanalysis.writing import encodable
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Comparison:
     geometry
         How every update lies to its base, where it was asked for; columns as
         `wdanalysis.measure.geometry.GEOMETRY_COLUMNS`.
+    vectors
+        What tuning did to every single vector, where it was asked for: `vectors.read(module="q")` reads it.
 
     Examples
     --------
@@ -85,6 +88,7 @@ class Comparison:
     spectra: Spectra | None = None
     schedules: pd.DataFrame | None = None
     geometry: pd.DataFrame | None = None
+    vectors: Vectors | None = None
 
     @property
     def axis(self) -> str:
@@ -403,7 +407,7 @@ class Comparison:
                     return [*finish(), *pages]
 
             return folder.save(
-                directory, self._findings, self.run, self.spectra, self.geometry, others=others
+                directory, self._findings, self.run, self.spectra, self.geometry, self.vectors, others=others
             )
 
     @classmethod
@@ -422,7 +426,7 @@ class Comparison:
         ['ft', 'dora']
         """
         saved = folder.load(Path(directory))
-        return cls(saved.metrics, saved.run, saved.spectra, saved.schedules, saved.geometry)
+        return cls(saved.metrics, saved.run, saved.spectra, saved.schedules, saved.geometry, saved.vectors)
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: the summary, what was skipped, and the warnings."""
@@ -506,6 +510,7 @@ def compare(
     spectra: bool = False,
     geometry: bool | GeometryOptions = False,
     merge_stacks: bool = False,
+    vectors: bool = False,
     progress: Progress | None = None,
     spectra_progress: Progress | None = None,
 ) -> Comparison:
@@ -548,6 +553,9 @@ def compare(
     merge_stacks
         Whether to take encoder, decoder and cross-attention together
         (`wdanalysis.analysis.table.merged_stacks`).
+    vectors
+        Whether to keep what each vector did (`Comparison.vectors`): about 10 bytes a vector, in a temporary file until
+        it is saved.
     progress
         Called with the bytes read and the bytes to read.
     spectra_progress
@@ -591,11 +599,15 @@ def compare(
     opened = time.time()
     rows: list[MatrixChange] = []
     complete = True
-    try:
-        for measured in stream(planned, axis, diagnostics=diagnostics, progress=progress):
-            rows.extend(measured)
-    except KeyboardInterrupt:
-        complete = False
+    with VectorsFile() if vectors else nullcontext() as file:
+        keep = None if file is None else file.add
+        try:
+            for measured in stream(
+                planned, axis, diagnostics=diagnostics, keep_vectors=keep, progress=progress
+            ):
+                rows.extend(measured)
+        except KeyboardInterrupt:
+            complete = False
     measured_at = time.time()
     whole = _WholeMatrices(spectra=spectra, geometry=geometry)
     if complete and whole.takers:
@@ -623,6 +635,7 @@ def compare(
             spectra=spectra,
             geometry=dataclasses.asdict(whole.options) if whole.options else None,
             merge_stacks=merge_stacks or None,
+            vectors=vectors,
         ),
         complete=complete,
         matrices=Matrices(measured=len(rows), in_table=len(metrics)),
@@ -640,7 +653,12 @@ def compare(
     schedules = schedule_table(known, steps_of)
     singular, geometry_table = whole.tables()
     comparison = Comparison(
-        metrics, encodable(run), singular, schedules if len(schedules) else None, geometry_table
+        metrics,
+        encodable(run),
+        singular,
+        schedules if len(schedules) else None,
+        geometry_table,
+        None if file is None else file.vectors,
     )
     if not complete:
         raise Interrupted(comparison)

@@ -73,7 +73,7 @@ def test_run_json_says_how_the_numbers_came_about(here: Path) -> None:
     saved = json.loads(Path("wd-analysis/run.json").read_text())
     assert saved["versions"]["wdanalysis"] == wdanalysis.__version__
     chosen = {"axis": "in", "modules": None, "layers": [0, 1], "steps": None, "alpha": None}
-    assert saved["options"] == chosen | {"diagnostics": True, "spectra": False}
+    assert saved["options"] == chosen | {"diagnostics": True, "spectra": False, "vectors": False}
     (base_file,) = saved["inputs"]["BASE"][0]["files"]
     assert base_file["bytes"] == (here / "base.safetensors").stat().st_size
     assert len(base_file["header_sha256"]) == 64
@@ -371,6 +371,14 @@ def test_ctrl_c_keeps_what_was_measured(
     assert "6 rows measured so far" in message
     assert len(pd.read_csv("wd-analysis/metrics.csv")) == 6
     assert json.loads(Path("wd-analysis/run.json").read_text())["complete"] is False
+
+
+def test_vectors_are_written_where_they_are_asked_for(here: Path) -> None:
+    result = CliRunner().invoke(app, ["compare", "base.safetensors", "ft", "--vectors", "--figures", "none"])
+    assert result.exit_code == 0
+    assert "vectors.parquet" in result.stdout
+    vectors, metrics = (pd.read_parquet(f"wd-analysis/{name}.parquet") for name in ("vectors", "metrics"))
+    assert len(vectors) == metrics["vectors"].sum()
 
 
 def test_skipped_matrices_are_counted_on_standard_output(here: Path) -> None:

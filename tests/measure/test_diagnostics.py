@@ -168,7 +168,7 @@ def test_without_diagnostics_the_columns_are_empty_and_the_rest_is_the_same(tmp_
 
 def test_an_unchanged_matrix_does_not_shrink_and_an_empty_one_has_no_factor(tmp_path: Path) -> None:
     row = row_of(tmp_path / "same", weights(), weights())
-    assert (row.shrink, row.delta_m_unshrunk, row.floor_ratio) == (0, 0, 0)
+    assert (row.shrink, row.delta_m_unshrunk, row.delta_d_floor) == (0, 0, 0)
     assert pd.isna(row.shrink_share)
     row = row_of(tmp_path / "zero", torch.zeros(4, 4), torch.ones(4, 4))
     assert pd.isna(row.shrink)

@@ -1,4 +1,4 @@
-"""Which rows of the table may be rounding and nothing else."""
+"""Which rows of the table rounding to the stored dtype has made or erased."""
 
 from __future__ import annotations
 
@@ -10,13 +10,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NEAR_FLOOR = 3.0
-"""A ΔD below this many times the ΔD of rounding alone may be rounding."""
+"""A ΔD below this many times the ΔD of rounding alone may be rounding: it is 1.5 times what it would be without."""
+
+MOSTLY_KEPT = 2 / 3
+"""A ΔD of which rounding kept a smaller share says little of the update: without rounding it is 1.5 times that."""
 
 
 def near_floor(metrics: pd.DataFrame) -> pd.Series[bool]:
-    """Tell for each row of the metrics table whether its ΔD is under `NEAR_FLOOR` times what rounding makes.
+    """Tell for each row of the metrics table whether rounding decides its ΔD.
 
-    Adapters' rows never are: their updates are not rounded. Nor are those of a table without diagnostics.
+    That is, off the grid of the stored dtype, a ΔD under `NEAR_FLOOR` times what rounding makes by itself; on it, where
+    rounding makes nothing by itself, one of which less than `MOSTLY_KEPT` is left (`erased`). Adapters' rows never are:
+    their updates are not rounded. Nor are those of a table without diagnostics.
     """
     ratio = metrics["floor_ratio"] if "floor_ratio" in metrics else metrics["delta_d"] * np.nan
-    return ratio < NEAR_FLOOR
+    return (ratio < NEAR_FLOOR) | (erased(metrics) > 1 - MOSTLY_KEPT)
+
+
+def erased(metrics: pd.DataFrame) -> pd.Series[float]:
+    """The share of its ΔD that rounding is expected to have erased, for each row of a base on the grid; else NaN.
+
+    Below 0 where rounding made it larger.
+    """
+    if "delta_d_bias" not in metrics or "grid" not in metrics:
+        return metrics["delta_d"] * np.nan
+    return (1 - metrics["delta_d_bias"]).where(metrics["grid"].eq("on"))

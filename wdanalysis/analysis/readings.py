@@ -26,7 +26,7 @@ from wdanalysis.analysis.badges import (
     is_significant,
     without_most_moving,
 )
-from wdanalysis.analysis.floors import NEAR_FLOOR, near_floor
+from wdanalysis.analysis.floors import NEAR_FLOOR, erased
 from wdanalysis.analysis.intervals import FEWEST_LAYERS
 from wdanalysis.analysis.panel import Panel, panels
 
@@ -44,6 +44,9 @@ LARGE_SHRINK_SHARE = 0.5
 
 ONE_FACTOR = 0.2
 """Layers share one factor where their factors' standard deviation is at most this part of their mean."""
+
+MUCH_ERASED = 0.1
+"""From this share on it is said how much of ΔD rounding erased."""
 
 MOSTLY_UNCHANGED = 0.5
 """The share of unchanged elements from which on it is said."""
@@ -179,14 +182,32 @@ def without_shrink(panel: Panel) -> str | None:
 
 
 def rounding(panel: Panel) -> str | None:
-    """Some matrices' ΔD is under `NEAR_FLOOR` times what rounding to the stored dtype makes by itself."""
-    count = int(near_floor(panel.rows).sum())
-    if not count or unchanged(panel):
+    """Rounding to the stored dtype made ΔD, or erased of it.
+
+    Off the grid: some matrices' ΔD is under `NEAR_FLOOR` times what rounding makes by itself. On it: at the last step,
+    rounding erased a share of ΔD of `MUCH_ERASED` or more (the matrices' median).
+    """
+    if unchanged(panel):
         return None
-    dtypes = "/".join(sorted(panel.rows.loc[near_floor(panel.rows), "tuned_dtype"].dropna().unique()))
-    of = f"All {count} points" if count == len(panel.rows) else f"{count} of {len(panel.rows)} points"
-    rounded = f"rounding to {dtypes}" if dtypes else "rounding"
-    return f"{of} may be rounding: ΔD is under {NEAR_FLOOR:g} × what {rounded} makes by itself."
+    sentences = []
+    off = panel.rows[panel.rows["floor_ratio"] < NEAR_FLOOR]
+    if count := len(off):
+        of = f"All {count} points" if count == len(panel.rows) else f"{count} of {len(panel.rows)} points"
+        what = f"rounding{_to_dtypes(off)}"
+        sentences.append(f"{of} may be rounding: ΔD is under {NEAR_FLOOR:g} × what {what} makes by itself.")
+    share = erased(panel.last).median()
+    if share >= MUCH_ERASED:
+        sentences.append(
+            f"Rounding{_to_dtypes(panel.last)} erased about {_whole_percent(share)} of ΔD: "
+            "a change of under half a step between its numbers is stored as none."
+        )
+    return " ".join(sentences) or None
+
+
+def _to_dtypes(rows: pd.DataFrame) -> str:
+    """Name what the rows' matrices are rounded to."""
+    dtypes = "/".join(sorted(rows["tuned_dtype"].dropna().unique()))
+    return f" to {dtypes}" if dtypes else ""
 
 
 def few_elements(panel: Panel) -> str | None:

@@ -22,7 +22,7 @@ _COLUMN_TYPES = {
     "zero_vectors": "Int64",
     "rank": "Int64",
 }
-_TEXT = ("method", "module", "name", "axis", "base_dtype", "tuned_dtype", "update", "run")
+_TEXT = ("method", "module", "name", "axis", "base_dtype", "tuned_dtype", "update", "run", "grid")
 _ROLE_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 COLUMNS = tuple(field.name for field in dataclasses.fields(MatrixChange))
 """The columns of the metrics table, in order; docs/columns.md defines each."""

@@ -105,6 +105,9 @@ def compare(
     ] = False,
     geometry_with: options.GeometryText = None,
     merge_stacks: options.MergeStacks = False,
+    vectors: Annotated[
+        bool, typer.Option("--vectors", help="Also keep what each single vector did: vectors.parquet.")
+    ] = False,
     figures: options.Figures = "all",
     format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
     x: options.X = PAPER_X,
@@ -166,6 +169,7 @@ def compare(
                 spectra=spectra,
                 geometry=geometry_chosen,
                 merge_stacks=merge_stacks,
+                vectors=vectors,
                 progress=progress,
                 spectra_progress=spectra_progress,
             )

@@ -19,6 +19,8 @@ from wdanalysis.decomposition import Axis
 from wdanalysis.kernels.chance import chance
 from wdanalysis.kernels.sums import Vector, VectorChanges
 from wdanalysis.measure.plan import State
+from wdanalysis.measure.rounding import NOT_ROUNDED, Grid, Rounding
+from wdanalysis.measure.whole import WholeMatrix
 
 UpdateKind = Literal["stored", "low-rank", "dora"]
 
@@ -61,7 +63,7 @@ class MatrixDiagnostics:
     delta_m_floor
         The ΔM that rounding the tuned tensor to its stored dtype makes by itself.
     floor_ratio
-        ΔD over the ΔD that rounding makes by itself.
+        ΔD over the ΔD that rounding makes by itself; None where it makes none (a base on the grid).
     delta_m_median, delta_m_p90, delta_m_max
         Quantiles of |m − m₀| over the vectors.
     delta_d_median, delta_d_p90, delta_d_max
@@ -83,6 +85,10 @@ class MatrixDiagnostics:
         one such update lies from it (`wdanalysis.kernels.chance`). None for ``dora``, whose m is a parameter.
     mean_inverse_m0_squared
         Mean 1/m₀² over the vectors that are not zero.
+    matrix_delta_m, matrix_delta_d, mean_angle
+        See `WholeMatrix`.
+    grid, delta_m_bias, delta_d_bias
+        See `Rounding`.
     """
 
     shrink: float | None = None
@@ -110,6 +116,13 @@ class MatrixDiagnostics:
     null_delta_d_sd: float | None = None
     mean_inverse_m0_squared: float | None = None
 
+    matrix_delta_m: float | None = None
+    matrix_delta_d: float | None = None
+    mean_angle: float | None = None
+    grid: Grid | None = None
+    delta_m_bias: float | None = None
+    delta_d_bias: float | None = None
+
     @classmethod
     def of(
         cls,
@@ -117,10 +130,9 @@ class MatrixDiagnostics:
         *,
         length: int,
         update: Update,
-        delta_m_floor: float | None,
-        delta_d_floor: float | None,
+        rounding: Rounding,
     ) -> MatrixDiagnostics:
-        """Take them of a matrix's vectors, all finite; the floors are None for an update that is not rounded."""
+        """Take them of a matrix's vectors, all finite."""
         m0, dm, turn = changes.magnitude, changes.magnitude_change, changes.turn
         delta_m, base_norm = float(np.mean(np.abs(dm))), float(np.linalg.norm(m0))
         rho, update_norm2 = changes.radial, float(np.sum(changes.update_norm2))
@@ -132,8 +144,8 @@ class MatrixDiagnostics:
             shrink=c,
             shrink_share=None if unshrunk is None or not delta_m else 1 - unshrunk / delta_m,
             delta_m_unshrunk=unshrunk,
-            delta_m_floor=delta_m_floor,
-            floor_ratio=float(np.mean(turn)) / delta_d_floor if delta_d_floor else None,
+            delta_m_floor=rounding.delta_m_floor,
+            floor_ratio=_ratio(float(np.mean(turn)), rounding.delta_d_floor or 0),
             delta_m_median=m_median,
             delta_m_p90=m_p90,
             delta_m_max=m_max,
@@ -150,6 +162,10 @@ class MatrixDiagnostics:
             radial_share=_ratio(float(rho @ rho), update_norm2),
             **_null(changes.magnitude, length, update_norm2, update),
             mean_inverse_m0_squared=float(np.mean(m0[m0 > 0] ** -2.0)) if m0.any() else None,
+            grid=rounding.grid,
+            delta_m_bias=rounding.delta_m_bias,
+            delta_d_bias=rounding.delta_d_bias,
+            **vars(WholeMatrix.of(changes)),
         )
 
 
@@ -205,8 +221,7 @@ def row(
     tuned_dtype: str,
     unchanged_fraction: float,
     diagnostics: bool,
-    delta_m_floor: float | None = None,
-    delta_d_floor: float | None = None,
+    rounding: Rounding = NOT_ROUNDED,
 ) -> MatrixChange:
     """Sum up what a tuned checkpoint did to the vectors of one part of a matrix.
 
@@ -224,8 +239,8 @@ def row(
         Share of the elements that are what they were.
     diagnostics
         Whether to fill the columns of `MatrixDiagnostics`.
-    delta_m_floor, delta_d_floor
-        What rounding makes by itself; None for an update that is not rounded.
+    rounding
+        What storing the tuned matrix did.
     """
     outputs, inputs = matrix.shape_of(part)
     m0, dm = changes.magnitude, changes.magnitude_change
@@ -248,13 +263,7 @@ def row(
     if not all(map(math.isfinite, (delta_m, delta_d, base_norm, update_norm))):
         return unmeasured
     further = (
-        MatrixDiagnostics.of(
-            changes,
-            length=length,
-            update=update,
-            delta_m_floor=delta_m_floor,
-            delta_d_floor=delta_d_floor,
-        )
+        MatrixDiagnostics.of(changes, length=length, update=update, rounding=rounding)
         if diagnostics
         else MatrixDiagnostics()
     )
@@ -267,7 +276,7 @@ def row(
         update_norm=update_norm,
         rel_update_norm=_ratio(update_norm, base_norm),
         unchanged_fraction=unchanged_fraction,
-        delta_d_floor=delta_d_floor,
+        delta_d_floor=rounding.delta_d_floor,
         zero_vectors=int(np.sum((m0 == 0) | (m0 + dm == 0))),
         **vars(further),
     )
@@ -293,33 +302,3 @@ def uniform_shrink(m0: Vector, radial: Vector) -> float | None:
     """
     square = float(m0 @ m0)
     return 0.0 - float(m0 @ radial) / square if square else None
-
-
-def delta_d_floor(ulp2: Vector, changes: VectorChanges) -> float:
-    """ΔD that rounding the tuned tensor to its stored dtype makes by itself: ½ · mean of Σ ulp(w)²/12 / m².
-
-    Rounding moves an element by an error that is even over ±ulp/2, of variance ulp²/12; a zero vector is not moved.
-    """
-    return 0.5 * float(np.mean(_over_m2(ulp2 / 12, changes)))
-
-
-def delta_m_floor(weighted_ulp2: Vector, changes: VectorChanges) -> float:
-    """ΔM that rounding makes by itself: √(2/π) · mean of σ, with σ² = Σ (w/m)²·ulp(w)²/12.
-
-    To first order m moves by Σ (w/m)·e over the errors e of the elements: nearly normal, of mean 0 and variance σ²,
-    and E|N(0, σ)| = σ·√(2/π).
-
-    Parameters
-    ----------
-    weighted_ulp2
-        Σ w²·ulp(w)² of each vector.
-    changes
-        For m.
-    """
-    return float(np.sqrt(2 / np.pi) * np.mean(np.sqrt(_over_m2(weighted_ulp2 / 12, changes))))
-
-
-def _over_m2(values: Vector, changes: VectorChanges) -> Vector:
-    """The values over m², and 0 for a vector of zeros."""
-    m2 = (changes.magnitude + changes.magnitude_change) ** 2
-    return np.divide(values, m2, out=np.zeros_like(m2), where=m2 != 0)

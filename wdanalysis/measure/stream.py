@@ -6,10 +6,10 @@ A job's memory is a block of rows of the base and one of a tuned matrix for each
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,17 @@ from wdanalysis.kernels.lowrank import Array, Factors, LowRankSums
 from wdanalysis.kernels.rescale import rescaled_update, rescaling_less_one, vector_changes_of_dora
 from wdanalysis.kernels.sums import Vector, VectorChanges, vector_changes
 from wdanalysis.measure.plan import Job, Plan, State, tiles
-from wdanalysis.measure.rows import STORED, MatrixChange, Update, delta_d_floor, delta_m_floor, row
+from wdanalysis.measure.rounding import (
+    BaseSample,
+    BaseSamples,
+    Rounding,
+    holds_all_of,
+    lie_on_grid,
+    off_grid,
+    on_grid,
+)
+from wdanalysis.measure.rows import STORED, MatrixChange, Update, row
+from wdanalysis.measure.vectors import MatrixVectors
 
 DENSE_BLOCK_BYTES = 1 << 20
 """How much of a stored matrix a thread holds at once: base and tuned together fit in a second-level cache."""
@@ -35,12 +45,16 @@ DENSE_BLOCK_BYTES = 1 << 20
 ADAPTER_BLOCK_BYTES = 1 << 23
 """The same where adapters are measured: a product of matrices wants more rows."""
 
+Measured: TypeAlias = tuple[MatrixChange, VectorChanges]
+"""A row of the table, and what it sums up."""
+
 
 def stream(
     plan: Plan,
     axis: Axis,
     *,
     diagnostics: bool = True,
+    keep_vectors: Callable[[MatrixVectors], object] | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Iterator[list[MatrixChange]]:
@@ -54,6 +68,8 @@ def stream(
         What a vector is.
     diagnostics
         Whether to fill the columns of `MatrixDiagnostics`.
+    keep_vectors
+        Given the vectors of every row that has values, before the row is yielded.
     progress
         Told after every job.
     threads
@@ -70,35 +86,40 @@ def stream(
         progress(0, total)
     with ThreadPoolExecutor(threads, thread_name_prefix="wd-analyze") as pool:
         jobs = iter(plan.jobs)
-        running: deque[tuple[Job, Future[list[MatrixChange]]]] = deque()
+        running: deque[tuple[Job, Future[list[Measured]]]] = deque()
         try:
             while True:
                 while len(running) < 4 * threads and (job := next(jobs, None)) is not None:
-                    running.append((job, pool.submit(measure, job, axis, diagnostics=diagnostics)))
+                    running.append((job, pool.submit(_measure, job, axis, diagnostics=diagnostics)))
                 if not running:
                     return
                 job, future = running.popleft()
-                rows = future.result()
+                measured = future.result()
+                for one, changes in measured:
+                    if keep_vectors and one.delta_d is not None:
+                        keep_vectors(MatrixVectors.of(one, changes))
                 done += job.nbytes
                 if progress:
                     progress(done, total)
-                yield rows
+                yield [one for one, _ in measured]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def measure(job: Job, axis: Axis, *, diagnostics: bool = True) -> list[MatrixChange]:
+def _measure(job: Job, axis: Axis, *, diagnostics: bool) -> list[Measured]:
     """Measure one matrix of the base against everything that the job compares with it."""
     matrix = job.matrix
     dense = [_DensePass(matrix, state, tensor, axis, diagnostics=diagnostics) for state, tensor in job.dense]
     low_rank = _LowRankPass(job, axis) if job.updates else None
+    samples = BaseSamples(matrix, axis, wanted=any(tuned.wants_sample for tuned in dense))
     tuned_buffer = np.empty(0, np.uint8)
     for start, stop, base in _blocks(job):
+        samples.add(start, stop, base)
         for tuned in dense:
             tuned_buffer = tuned.add(start, stop, base, tuned_buffer)
         if low_rank:
             low_rank.add(start, stop, widen(base))
-    rows = [of_part for tuned in dense for of_part in tuned.rows()]
+    rows = [of_part for tuned in dense for of_part in tuned.rows(samples)]
     return rows + low_rank.rows(diagnostics=diagnostics) if low_rank else rows
 
 
@@ -109,9 +130,13 @@ class _DensePass:
         self, matrix: StoredMatrix, state: State, tensor: StoredTensor, axis: Axis, *, diagnostics: bool
     ) -> None:
         self._matrix, self._state, self._tensor, self._axis = matrix, state, tensor, axis
+        self._diagnostics = diagnostics
+        self._is_on_grid = holds_all_of(tensor.dtype, matrix.dtype)
+        self.wants_sample = diagnostics or not self._is_on_grid
+        weighted = diagnostics and not self._is_on_grid
         vectors = [_vectors(matrix, part, axis) for part in matrix.parts]
         self._sums = [np.zeros((cpu.SUMS, count)) for count in vectors]
-        self._weighted_ulp2 = [np.zeros(count) if diagnostics else None for count in vectors]
+        self._weighted_ulp2 = [np.zeros(count) if weighted else None for count in vectors]
 
     def add(self, start: int, stop: int, base: NDArray[Any], buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Add stored rows `start:stop`; the buffer that they were read into is returned for the next ones."""
@@ -130,12 +155,12 @@ class _DensePass:
             )
         return buffer
 
-    def rows(self) -> Iterator[MatrixChange]:
-        """The table's rows of every part, once the base has passed."""
-        for part, sums, weighted in zip(self._matrix.parts, self._sums, self._weighted_ulp2, strict=True):
+    def rows(self, samples: BaseSamples) -> Iterator[Measured]:
+        """The table's row of every part, and its vectors, once the base has passed."""
+        for index, (part, sums) in enumerate(zip(self._matrix.parts, self._sums, strict=True)):
             changes = vector_changes(sums[cpu.A], sums[cpu.P], sums[cpu.Q])
             outputs, inputs = self._matrix.shape_of(part)
-            yield row(
+            of_part = row(
                 self._matrix,
                 part,
                 self._axis,
@@ -144,10 +169,17 @@ class _DensePass:
                 update=STORED,
                 tuned_dtype=self._tensor.dtype,
                 unchanged_fraction=float(sums[cpu.UNCHANGED].sum()) / (outputs * inputs),
-                diagnostics=weighted is not None,
-                delta_d_floor=delta_d_floor(sums[cpu.ULP2], changes),
-                delta_m_floor=None if weighted is None else delta_m_floor(weighted, changes),
+                diagnostics=self._diagnostics,
+                rounding=self._rounding(index, changes, samples.of(index)),
             )
+            yield of_part, changes
+
+    def _rounding(self, part: int, changes: VectorChanges, sample: BaseSample | None) -> Rounding:
+        outputs, inputs = self._matrix.shape_of(self._matrix.parts[part])
+        length = inputs if self._axis == "out" else outputs
+        if self._is_on_grid or (sample and lie_on_grid(sample.values, self._tensor.dtype)):
+            return on_grid(sample if self._diagnostics else None, self._tensor.dtype, changes, length)
+        return off_grid(self._sums[part][cpu.ULP2], self._weighted_ulp2[part], changes, length)
 
 
 @dataclass(frozen=True)
@@ -202,25 +234,28 @@ class _LowRankPass:
                     block = block if self._job.matrix.vectors_are_rows(axis) else block.T
                     sums.add(block, tile.vectors(axis), tile.length(axis))
 
-    def rows(self, *, diagnostics: bool) -> list[MatrixChange]:
-        """The table's rows of every update, once the base has passed."""
+    def rows(self, *, diagnostics: bool) -> list[Measured]:
+        """The table's row of every update, and its vectors, once the base has passed."""
         changes = self._changes()
         alignments = {
             place: mean_squared_cosine(sums.sample) if diagnostics else 0.0
             for place, sums in self._sums.items()
         }
         return [
-            row(
-                self._job.matrix,
-                part,
-                self._axis,
-                state,
+            (
+                row(
+                    self._job.matrix,
+                    part,
+                    self._axis,
+                    state,
+                    changes[index, at],
+                    update=_kind(self._updates[index], alignments[self._place(at, self._updates[index])]),
+                    tuned_dtype=update.A.dtype,
+                    # an adapter moves a vector whole, or not at all
+                    unchanged_fraction=float(np.mean(changes[index, at].update_norm2 == 0)),
+                    diagnostics=diagnostics,
+                ),
                 changes[index, at],
-                update=_kind(self._updates[index], alignments[self._place(at, self._updates[index])]),
-                tuned_dtype=update.A.dtype,
-                # an adapter moves a vector whole, or not at all
-                unchanged_fraction=float(np.mean(changes[index, at].update_norm2 == 0)),
-                diagnostics=diagnostics,
             )
             for index, (state, update) in enumerate(self._job.updates)
             for at, part in enumerate(self._job.matrix.parts)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wdanalysis.errors import OutputError
 from wdanalysis.results.provenance import Run
+from wdanalysis.results.vectors import VECTORS_PARQUET, Vectors
 from wdanalysis.writing import first_line, plain_errors, write_whole
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Saved:
     spectra: Spectra | None
     schedules: pd.DataFrame | None
     geometry: pd.DataFrame | None
+    vectors: Vectors | None
 
 
 def save(
@@ -55,6 +57,7 @@ def save(
     run: Run,
     spectra: Spectra | None = None,
     geometry: pd.DataFrame | None = None,
+    vectors: Vectors | None = None,
     *,
     others: Callable[[], Iterable[Path]] = list,
 ) -> list[Path]:
@@ -64,7 +67,7 @@ def save(
     ----------
     directory
         Made where it is missing.
-    findings, run, spectra, geometry
+    findings, run, spectra, geometry, vectors
         What to write.
     others
         Writes what else belongs into the folder, and returns those files. It is called once the tables and provenance
@@ -82,6 +85,7 @@ def save(
     """
     old = _outputs(directory)
     tables = [_write_table(directory / name, table) for name, table in _tables(findings, spectra, geometry)]
+    tables += [] if vectors is None else [vectors.save(directory, findings.metrics)]
     _write_run(directory, run, tables)
     written = [*tables, *others()]
     run_json = _write_run(directory, run, written)
@@ -127,6 +131,7 @@ def load(directory: Path) -> Saved:
         _load_spectra(directory) if SPECTRA_PARQUET in run.outputs else None,
         _load_schedules(directory) if SCHEDULES_CSV in run.outputs else None,
         _load_geometry(directory) if GEOMETRY_PARQUET in run.outputs else None,
+        Vectors(directory / VECTORS_PARQUET) if VECTORS_PARQUET in run.outputs else None,
     )
 
 

@@ -50,6 +50,7 @@ class Options:
     spectra: bool | None = None
     geometry: dict[str, Any] | None = None
     merge_stacks: bool | None = None
+    vectors: bool | None = None
 
 
 @dataclass(frozen=True)
