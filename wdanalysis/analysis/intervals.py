@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 """Coverage of every interval and band."""
 
 FEWEST_LAYERS = 6
-"""Fewer layers have no interval and no p-value: 6 have 720 orders, 5 only 120, and no interval held its coverage."""
+"""Fewer layers have no interval and no p-value: 5 have 120 orders, and 24 without one layer, too few for a test."""
 
 LEAST_SPREAD = 1e-12
 """Values whose range is below this share of the largest differ by rounding only."""
