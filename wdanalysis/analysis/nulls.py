@@ -184,10 +184,10 @@ def null_r(metrics: pd.DataFrame) -> pd.DataFrame:
     --------
     >>> null_r(run.metrics).query("module == 'q'").round(1)[["method", "scope", "r_null_low", "r_null_high"]]
       method        scope  r_null_low  r_null_high
-    0     ft       pooled         0.8          0.9
-    1     ft  within_step         0.4          0.7
-    4   dora       pooled         0.4          0.8
-    5   dora  within_step        -0.3          0.3
+    0     ft       pooled         0.7          0.9
+    2   dora       pooled         0.2          0.7
+    4     ft  within_step         0.2          0.8
+    6   dora  within_step        -0.5          0.6
     """
     walks, keys = Walks.of(metrics), metrics[_KEYS].drop_duplicates()
     measured = metrics["delta_m"].notna().to_numpy(bool)

@@ -21,6 +21,7 @@ from functools import lru_cache
 from threading import Lock
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wdanalysis.kernels.lowrank import Array
 from wdanalysis.kernels.sums import Vector
@@ -77,20 +78,20 @@ def chance(
     vectors, moving = len(magnitude), len(m0)
     sigma = math.sqrt(update_norm2 / (moving * length))
     table = _table(length, rank)
-    moments, norm_variance = table.at(sigma / m0), moving * table.norm_variance
+    sums, norm_variance = table.sums(m0, sigma), moving * table.norm_variance
 
-    def sd(variance: Vector, with_norm: Vector, shared: float = 0.0) -> float:
-        free = float(np.sum(variance)) - float(np.sum(with_norm)) ** 2 / norm_variance
-        return math.sqrt(max(free + shared, 0.0)) / vectors
+    def sd(variance: float, with_norm: float, shared: float = 0.0) -> float:
+        return math.sqrt(max(variance - with_norm**2 / norm_variance + shared, 0.0)) / vectors
 
     shared = 0.0
     if rank is not None:
-        shared = _shared_variance(sigma, m0 * moments.growth, rank, alignment - 1 / length)
+        growth = m0 * table.at(sigma / m0).growth
+        shared = _shared_variance(sigma, growth, rank, alignment - 1 / length)
     return Chance(
-        delta_m=float(np.sum(m0 * moments.change)) / vectors,
-        delta_m_sd=sd(m0**2 * moments.change_variance, m0 * moments.change_with_norm, shared),
-        delta_d=float(np.sum(moments.turn)) / vectors,
-        delta_d_sd=sd(moments.turn_variance, moments.turn_with_norm),
+        delta_m=sums.change / vectors,
+        delta_m_sd=sd(sums.change_variance, sums.change_with_norm, shared),
+        delta_d=sums.turn / vectors,
+        delta_d_sd=sd(sums.turn_variance, sums.turn_with_norm),
     )
 
 
@@ -143,6 +144,18 @@ class _Moments:
 
 
 @dataclass(frozen=True)
+class _Sums:
+    """Sums of `_Moments` over a matrix's vectors, in the units of the weights."""
+
+    change: float
+    change_variance: float
+    change_with_norm: float
+    turn: float
+    turn_variance: float
+    turn_with_norm: float
+
+
+@dataclass(frozen=True)
 class _Table:
     """`_Moments` for any s, between points of a grid: scaled so that they hardly change from one to the next."""
 
@@ -157,18 +170,54 @@ class _Table:
         return cls(length, columns / _scales(length, sizes), norm_variance)
 
     def at(self, sizes: Vector) -> _Moments:
+        """The moments at each s."""
+        below, share = self._between(sizes)
+        scaled = self.scaled[:, below] * (1 - share) + self.scaled[:, below + 1] * share
+        return _Moments(*(scaled * _scales(self.length, sizes)))
+
+    def sums(self, m0: Vector, sigma: float) -> _Sums:
+        """The moments summed over vectors: first of the scales at each point of the grid, then over the grid.
+
+        The scale of E|R − 1| is s, which m₀ makes σ; that of E(1 − cos) differs from vector to vector.
+        """
+        sizes = sigma / m0
+        below, share = self._between(sizes)
+        turns = _turn_scale(self.length, sizes)
+
+        def at_points(weights: Vector) -> Vector:
+            above = weights * share
+            found = np.zeros(len(_SIZES))
+            found += np.bincount(below, weights - above, len(_SIZES))
+            found[1:] += np.bincount(below, above, len(_SIZES))[:-1]
+            return found
+
+        count, turn, turn2 = at_points(np.ones_like(m0)), at_points(turns), at_points(turns * turns)
+        scaled = _Moments(*self.scaled)
+        return _Sums(
+            change=sigma * float(scaled.change @ count),
+            change_variance=sigma**2 * float(scaled.change_variance @ count),
+            change_with_norm=sigma * float(scaled.change_with_norm @ count),
+            turn=float(scaled.turn @ turn),
+            turn_variance=float(scaled.turn_variance @ turn2),
+            turn_with_norm=float(scaled.turn_with_norm @ turn),
+        )
+
+    def _between(self, sizes: Vector) -> tuple[NDArray[np.intp], Vector]:
+        """The point of the grid below each s, and how far s is on the way to the next."""
         place = (np.log(sizes * math.sqrt(self.length)) - _SIZES[0]) / (_SIZES[1] - _SIZES[0])
         place = np.clip(place, 0, len(_SIZES) - 1.001)
         below = place.astype(np.intp)
-        share = place - below
-        scaled = self.scaled[:, below] * (1 - share) + self.scaled[:, below + 1] * share
-        return _Moments(*(scaled * _scales(self.length, sizes)))
+        return below, place - below
+
+
+def _turn_scale(length: int, s: Vector) -> Vector:
+    x2 = length * s * s
+    return x2 / (1 + x2)
 
 
 def _scales(length: int, s: Vector) -> Array:
     """How each of `_Moments` goes with s where it is small and where it is large."""
-    x2 = length * s * s
-    turn = x2 / (1 + x2)
+    x2, turn = length * s * s, _turn_scale(length, s)
     scales: Array = np.array([s, x2 / (1 + np.sqrt(x2)), s * s, s, turn, turn * turn, turn])
     return scales
 
