@@ -183,3 +183,12 @@ def test_sums_by_hand() -> None:
     assert sums.equilibrium_turn == pytest.approx(math.sqrt(2 * 0.075 * 0.1 / 1.9))
     assert schedule.sums(3) is None
     assert schedule.sums(0) is None
+
+
+def test_the_source_is_named_as_the_checkpoints_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SAMPLES)
+    assert [find_schedule(open_series(path)).source for path in ("dora", "dora/checkpoint-60")] == [  # type: ignore[union-attr]
+        "dora/losses.csv"
+    ] * 2
+    monkeypatch.chdir(SAMPLES / "dora" / "checkpoint-60")
+    assert find_schedule(open_series(".")).source == "../losses.csv"  # type: ignore[union-attr]

@@ -239,13 +239,15 @@ def find_schedule(series: Series) -> Schedule | None:
 def _folders(series: Series) -> Iterator[Path]:
     """Where a schedule may lie, the likeliest first."""
     for checkpoint in reversed(series.checkpoints):
-        path = Path(os.path.abspath(checkpoint.path))
-        folder = path if path.is_dir() else path.parent
+        folder = _folder_of(checkpoint.path)
         yield folder
-        if named_step(folder) is not None:
-            yield folder.parent
-    path = Path(os.path.abspath(series.path))
-    yield path if path.is_dir() else path.parent
+        if named_step(Path(os.path.abspath(folder))) is not None:
+            yield Path(os.path.normpath(folder / ".."))
+    yield _folder_of(series.path)
+
+
+def _folder_of(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _of_losses(folder: Path) -> Schedule | None:
