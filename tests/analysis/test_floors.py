@@ -13,7 +13,8 @@ from checkpoint_files import write
 import wdanalysis as wd
 from wdanalysis.analysis import readings
 from wdanalysis.analysis.floors import erased, near_floor
-from wdanalysis.analysis.readings import MUCH_ERASED, Panel
+from wdanalysis.analysis.panel import Panel, panels
+from wdanalysis.analysis.readings import MUCH_ERASED
 
 NAME = "model.layers.{}.self_attn.q_proj.weight"
 
@@ -30,6 +31,11 @@ def test_a_row_is_decided_by_rounding_where_it_made_or_erased_a_third() -> None:
     assert near_floor(rows).tolist() == [True, False, True, False, False, False, True]
     assert erased(rows).dropna().tolist() == pytest.approx([0.34, 0.32])
     assert not near_floor(rows[["delta_d"]]).any()
+
+
+def panel(metrics: pd.DataFrame) -> Panel:
+    ((_, only),) = panels(metrics)
+    return only
 
 
 def panel_of(folder: Path, size: float, seed: int) -> tuple[wd.Comparison, float]:
@@ -54,7 +60,7 @@ def test_it_is_said_that_rounding_erased_where_it_did(tmp_path: Path, size: floa
     for seed in range(12):
         compared, share = panel_of(tmp_path / str(seed), size, seed)
         assert is_said == (share >= MUCH_ERASED)  # the case is what it claims to be
-        text = readings.rounding(Panel.of(compared.metrics))
+        text = readings.rounding(panel(compared.metrics))
         assert (text is not None) == is_said
         if text:
             assert text.startswith("Rounding to BF16 erased about ")
@@ -65,11 +71,11 @@ def test_the_reading_has_both_cases() -> None:
     columns = {"method": "FT", "module": "q", "axis": "out", "step": 1, "tuned_dtype": "BF16"}
     values = {"delta_m": [1.0, 2, 3], "delta_d": [1.0, 2, 3], "delta_d_bias": [0.4, 0.73, 1.0]}
     on = pd.DataFrame({"layer": range(3), **values, "grid": "on"}).assign(**columns)
-    assert readings.rounding(Panel.of(on)) == (
+    assert readings.rounding(panel(on)) == (
         "Rounding to BF16 erased about 27 % of ΔD: "
         "a change of under half a step between its numbers is stored as none."
     )
     off = on.assign(grid="off", floor_ratio=[1.0, 2, 30], delta_d_bias=[np.nan, 2, 1.03])
-    said = readings.rounding(Panel.of(off))
+    said = readings.rounding(panel(off))
     assert said == "2 of 3 points may be rounding: ΔD is under 3 × what rounding to BF16 makes by itself."
-    assert readings.rounding(Panel.of(on.assign(delta_d_bias=0.95))) is None
+    assert readings.rounding(panel(on.assign(delta_d_bias=0.95))) is None

@@ -18,7 +18,7 @@ import wdanalysis
 from wdanalysis import writing
 from wdanalysis.cli import app, main
 
-TABLES = {"metrics.csv", "metrics.parquet", "correlations.csv", "diagnostics.csv", "readings.csv", "run.json"}
+TABLES = {"metrics.csv", "metrics.parquet", "correlations.csv", "diagnostics.csv", "readings.csv", "predictions.csv", "run.json"}
 
 
 @pytest.fixture

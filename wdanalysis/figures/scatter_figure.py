@@ -113,7 +113,7 @@ def scatter(
     norm = Normalize(layers.min(), layers.max()) if len(layers) else Normalize(0, 1)
     n_rows, n_columns = style.grid(len(methods))
     width = style.WIDTH if n_columns > 1 else 4.5
-    texts = _readings(rows, readings) if as_in_the_paper else []
+    texts = _readings(metrics, module, readings) if as_in_the_paper else []
 
     entries = _legend(points, markers, null, lines)
 
@@ -220,10 +220,10 @@ def _pooled_lines(
     return {str(row["method"]): row for row in pooled.to_dict("records")}
 
 
-def _readings(rows: pd.DataFrame, readings: pd.DataFrame | None) -> list[str]:
-    """Return what is read from each panel, a paragraph a method."""
-    table = sentences.readings(selection.over_runs(rows)) if readings is None else readings
-    table = table[table["module"] == rows["module"].iloc[0]]
+def _readings(metrics: pd.DataFrame, module: str, readings: pd.DataFrame | None) -> list[str]:
+    """Return what is read from each panel, a paragraph a method; a sentence may tell of how many panels it is one."""
+    table = sentences.readings(selection.over_runs(metrics)) if readings is None else readings
+    table = table[table["module"] == module]
     by_method = table.groupby("method", sort=False)["sentence"].agg(" ".join)
     return [style.shortened(f"{method}: {text}", 300) for method, text in by_method.items()]
 
