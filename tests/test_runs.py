@@ -75,7 +75,6 @@ def test_tables_are_of_the_mean_over_runs(compared: wd.Comparison) -> None:
     assert pooled["n"] == LAYERS * len(STEPS)
     assert pooled["pearson_r"] == pytest.approx(stats.pearsonr(mean["delta_d"], mean["delta_m"]).statistic)
     (summary,) = compared.summary().to_dict("records")
-    assert summary["matrices"] == LAYERS
     assert summary["delta_m"] == pytest.approx(mean["delta_m"][-LAYERS:].mean())
     assert compared.diagnostics()["matrices"].eq(LAYERS).all()
 
@@ -153,7 +152,8 @@ def test_what_is_left_out_names_its_run(tmp_path: Path) -> None:
     compared = wd.compare(base, {"FT": [first, second]})
     (left_out,) = compared.skipped.to_dict("records")
     assert (left_out["method"], left_out["run"]) == ("FT", "seed-1")
-    assert compared.summary().query("module == 'q'")["matrices"].item() == 2  # of all runs
+    pooled = compared.correlations().query("scope == 'pooled' and module == 'q'")
+    assert pooled["n"].item() == 2  # of all runs
 
 
 def test_a_value_that_is_not_finite_is_said_with_its_run(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_value_that_is_not_finite_is_said_with_its_run(tmp_path: Path) -> None
     runs = [write_model(tmp_path / "a", moved(llama())), write_model(tmp_path / "b", broken)]
     compared = wd.compare(base, {"FT": runs})
     assert any("q_proj.weight of FT, b or of BASE" in warning for warning in compared.warnings)
-    assert compared.summary().query("module == 'q'")["n"].item() == 2
+    assert compared.correlations().query("scope == 'pooled' and module == 'q'")["n"].item() == 2
 
 
 def test_runs_of_two_kinds_are_refused(tmp_path: Path) -> None:
@@ -172,3 +172,11 @@ def test_runs_of_two_kinds_are_refused(tmp_path: Path) -> None:
     write_lora(tmp_path / "ft" / "run-2", llama())
     with pytest.raises(CheckpointError, match="no runs of one method"):
         wd.compare(base, model.parent)
+
+
+@pytest.mark.parametrize("what", ["spectra", "geometry", "vectors"])
+def test_what_would_mix_runs_is_refused(tmp_path: Path, what: str) -> None:
+    base = write(tmp_path / "base.safetensors", llama())
+    runs = [write_model(tmp_path / name, moved(llama())) for name in ("seed-0", "seed-1")]
+    with pytest.raises(ComparisonError, match=f"FT has several runs, and {what} are taken of one"):
+        wd.compare(base, {"FT": runs}, **{what: True})

@@ -166,7 +166,7 @@ class Comparison:
         --------
         >>> run.diagnostics().query("step == 240")[["method", "common_shrink", "explains"]].round(3)
           method  common_shrink  explains
-        3     ft         -0.026     False
+        3     ft         -0.008     False
         7   dora          0.006     False
         """
         return self._findings.diagnostics.copy()
@@ -188,7 +188,7 @@ class Comparison:
 
         Examples
         --------
-        >>> run.readings()["sentence"].iloc[2]
+        >>> run.readings().query("rule == 'trend'")["sentence"].iloc[0]
         'No clear trend across layers at the same step: r = −0.64 [−0.94, +0.20], 10 layers; q = 0.152 over 4 panels.'
         """
         return self._findings.readings.copy()
@@ -591,6 +591,7 @@ def compare(
     layers = None if layers is None else sorted(set(layers))
     base_checkpoint = open_checkpoint(base)
     methods = _open_methods(_named_paths(tuned), alpha=alpha, steps=steps)
+    _refuse_runs(methods, {"spectra": spectra, "geometry": bool(geometry), "vectors": vectors})
     planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
     inputs = {
         "BASE": inputs_of([base_checkpoint]),
@@ -663,6 +664,23 @@ def compare(
     if not complete:
         raise Interrupted(comparison)
     return comparison
+
+
+def _refuse_runs(methods: Mapping[str, Series], wanted: Mapping[str, bool]) -> None:
+    """Refuse several runs of a method where what is wanted would mix them.
+
+    Raises
+    ------
+    ComparisonError
+        A method has several runs, and spectra, geometry or vectors are wanted.
+    """
+    for name, series in methods.items():
+        for what in (what for what, is_wanted in wanted.items() if is_wanted):
+            if len({checkpoint.run for checkpoint in series.checkpoints}) > 1:
+                raise ComparisonError(
+                    f"{name} has several runs, and {what} are taken of one: compare the runs as methods of their own",
+                    parameter=what,
+                )
 
 
 def _schedules(

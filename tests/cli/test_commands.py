@@ -18,7 +18,7 @@ import wdanalysis
 from wdanalysis import writing
 from wdanalysis.cli import app, main
 
-TABLES = {"metrics.csv", "metrics.parquet", "correlations.csv", "diagnostics.csv", "readings.csv", "predictions.csv", "run.json"}
+TABLES = {"metrics.csv", "metrics.parquet", "correlations.csv", "diagnostics.csv", "readings.csv", "run.json"}
 
 
 @pytest.fixture
@@ -45,11 +45,15 @@ def run(
 def test_compare_writes_tables_and_figures_and_prints_a_summary(here: Path) -> None:
     result = CliRunner().invoke(app, ["compare", "base.safetensors", "ft", "lora"])
     assert result.exit_code == 0, result.output
-    assert {path.name for path in (here / "wd-analysis").iterdir()} == TABLES | {"figures", "report.html"}
+    assert {path.name for path in (here / "wd-analysis").iterdir()} == {
+        *TABLES,
+        *("predictions.csv", "figures", "report.html"),
+    }
     assert {path.name for path in (here / "wd-analysis" / "figures").iterdir()} == {
         *(f"{kind}_{module}.png" for kind in ("scatter", "layers", "trajectory") for module in "qkv"),
         "heatmap_ft.png",
         "heatmap_lora.png",
+        *(f"prediction_{module}.png" for module in "qv"),  # of the adapter
     }
     assert "one vector per output feature" in result.stdout
     for word in ("ft", "lora", "ΔM", "slope", "Wrote wd-analysis/"):

@@ -63,7 +63,9 @@ def test_the_tables_are_the_comparison_s(page: Path, comparison: Comparison) -> 
         {
             column["name"]: column["values"]
             if "values" in column
-            else [column["levels"][int(str(code))] if int(str(code)) >= 0 else None for code in column["codes"]]
+            else [
+                column["levels"][int(str(code))] if int(str(code)) >= 0 else None for code in column["codes"]
+            ]
             for column in columns
         }
     )

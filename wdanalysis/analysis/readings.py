@@ -268,8 +268,8 @@ def readings(metrics: pd.DataFrame, correlated: pd.DataFrame | None = None) -> p
     >>> readings(run.metrics)[["method", "module", "rule"]].head(3)
       method module          rule
     0     ft      q     one_layer
-    1     ft      q  pooled_parts
-    2     ft      v         trend
+    1     ft      q        chance
+    2     ft      q  pooled_parts
     """
     rows = [
         [*key, name, text]

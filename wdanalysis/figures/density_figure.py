@@ -38,6 +38,13 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
     ------
     ComparisonError
         The table does not have the module or the step.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"rel_delta_m": [0.01, -0.02, 0.03], "delta_d": [1e-3, 2e-3, 4e-3]})
+    >>> figure = density(table.assign(method="ft", module="q", step=1, layer=0), "q")
+    >>> figure.axes[0].get_xscale()
+    'log'
     """
     if vectors.empty:
         raise ComparisonError("there are no vectors: they are kept where they are asked for")

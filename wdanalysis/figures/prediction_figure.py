@@ -34,6 +34,12 @@ def prediction(predictions: pd.DataFrame, module: str) -> Figure:
     ------
     ComparisonError
         The table does not have the module.
+
+    Examples
+    --------
+    >>> table = run.predictions()
+    >>> len(prediction(table, "v").axes) >= table.query("module == 'v'")["method"].nunique()
+    True
     """
     if predictions.empty:
         raise ComparisonError("there are no predictions: the runs' schedules are not known")

@@ -9,7 +9,6 @@ import pandas as pd
 
 from wdanalysis.analysis.floors import NEAR_FLOOR, near_floor
 from wdanalysis.analysis.regression import at_last_step
-from wdanalysis.analysis.runs import averaged
 from wdanalysis.errors import ComparisonError
 
 VALUES = {"delta_m": "ΔM", "delta_d": "ΔD"}
@@ -25,7 +24,7 @@ def unique(metrics: pd.DataFrame, column: str) -> list[str]:
 
 
 def rows_where(metrics: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    """Return the rows of a method or module, with the mean over runs where a method has several.
+    """Return the rows of a method or module.
 
     Raises
     ------
@@ -36,7 +35,7 @@ def rows_where(metrics: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     if rows.empty:
         known = ", ".join(unique(metrics, column)) or "no rows"
         raise ComparisonError(f"there is no {column} {value!r} in the metrics table, which has {known}.")
-    return averaged(rows)
+    return rows
 
 
 def vectors(metrics: pd.DataFrame) -> str:

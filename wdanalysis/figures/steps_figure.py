@@ -34,6 +34,12 @@ def steps(step_choices: pd.DataFrame, module: str, *, correlations: pd.DataFrame
     ------
     ComparisonError
         The table does not have the module.
+
+    Examples
+    --------
+    >>> rows = [("ft", "q", "out", f"10 20 30 {last}", r) for last, r in [(40, 0.4), (50, -0.2)]]
+    >>> len(steps(pd.DataFrame(rows, columns=["method", "module", "axis", "steps", "r"]), "q").axes)
+    1
     """
     if step_choices.empty:
         raise ComparisonError("no method has more than four steps to choose from")
