@@ -13,7 +13,7 @@ from checkpoint_files import llama, moved, write, write_lora, write_model, write
 from scipy import stats
 
 import wdanalysis as wd
-from wdanalysis.errors import CheckpointError
+from wdanalysis.errors import CheckpointError, ComparisonError
 
 LAYERS, WIDTH, STEPS = 6, 16, (10, 20, 30)
 
