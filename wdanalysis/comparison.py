@@ -339,7 +339,7 @@ class Comparison:
         """
         from wdanalysis import report
 
-        return report.write(Path(path), self._findings, self.run, self.spectra)
+        return report.write(Path(path), self._findings, self.run, self.spectra, self.geometry)
 
     def save(
         self,

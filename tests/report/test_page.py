@@ -143,3 +143,11 @@ def test_without_the_extra_it_says_how_to_get_it(
     with pytest.raises(OutputError, match=r"pip install 'wdanalysis\[report\]'"):
         comparison.report(tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_geometry_is_a_table_where_it_was_taken(comparison: Comparison) -> None:
+    angles = pd.DataFrame({"method": ["FT"], "nss": [0.25]})
+    page = report.render(Findings(comparison.metrics), comparison.run, geometry=angles)
+    assert embedded(page)["tables"]["geometry"]["rows"] == 1
+    assert 'data-table="geometry"' in page
+    assert 'data-table="geometry"' not in report.render(Findings(comparison.metrics), comparison.run)

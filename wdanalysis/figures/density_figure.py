@@ -96,6 +96,7 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
             mesh, ax=panels[: len(methods)], label="vectors in a cell", aspect=30 * n_rows, pad=0.015
         )
         bar.outline.set_visible(False)
+        style.count_axis(bar.ax.yaxis)
         style.title(
             figure,
             style.listed(

@@ -205,6 +205,12 @@ class PowerFormatter(Formatter):
         return [f"{tick + 0.0:.{decimals}f}".replace("-", MINUS) for tick in ticks.round(decimals)]
 
 
+def count_axis(axis: Axis) -> None:
+    """Write whole numbers at the decades of a logarithmic axis."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def number_axis(axis: Axis, name: str, ticks: int = 5) -> None:
     """Give an axis of ΔM or ΔD its name and ticks that are legible from 1e-12 to 1.
 

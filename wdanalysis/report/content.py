@@ -88,7 +88,9 @@ DARK_START = 70
 """Where the layers' scale (of 256) begins on a dark page, on which its first colours would vanish."""
 
 
-def data(findings: Findings, run: Run, spectra: Spectra | None) -> dict[str, Any]:
+def data(
+    findings: Findings, run: Run, spectra: Spectra | None = None, geometry: pd.DataFrame | None = None
+) -> dict[str, Any]:
     """Gather what the page's scripts draw: JSON-ready, without NaN.
 
     Returns
@@ -111,6 +113,8 @@ def data(findings: Findings, run: Run, spectra: Spectra | None) -> dict[str, Any
             tables[name] = thinned(found)
     if spectra is not None:
         tables |= {"spectra": spectra.matrices, "similarity": spectra.similarity}
+    if geometry is not None:
+        tables["geometry"] = geometry
     scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
     return {
         "tables": {name: table(frame) for name, frame in tables.items()},

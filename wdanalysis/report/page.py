@@ -15,6 +15,8 @@ from wdanalysis.writing import write_whole
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pandas as pd
+
     from wdanalysis.analysis.findings import Findings
     from wdanalysis.measure.spectra import Spectra
     from wdanalysis.results.provenance import Run
@@ -30,13 +32,21 @@ def is_available() -> bool:
     return all(find_spec(package) for package in ("bokeh", "jinja2"))
 
 
-def write(path: Path, findings: Findings, run: Run, spectra: Spectra | None = None) -> Path:
+def write(
+    path: Path,
+    findings: Findings,
+    run: Run,
+    spectra: Spectra | None = None,
+    geometry: pd.DataFrame | None = None,
+) -> Path:
     """Write the page that `render` gives into a file, which appears whole or not at all."""
-    page = render(findings, run, spectra).encode("utf-8", "backslashreplace")
+    page = render(findings, run, spectra, geometry).encode("utf-8", "backslashreplace")
     return write_whole(path, lambda file: file.write(page))
 
 
-def render(findings: Findings, run: Run, spectra: Spectra | None = None) -> str:
+def render(
+    findings: Findings, run: Run, spectra: Spectra | None = None, geometry: pd.DataFrame | None = None
+) -> str:
     """Return the page.
 
     Names of tensors, files and methods are data: the template escapes them, and the scripts set them as text. The
@@ -59,7 +69,7 @@ def render(findings: Findings, run: Run, spectra: Spectra | None = None) -> str:
         "bokeh": "\n".join(_bokeh(name) for name in BOKEH),
         "charts": (assets / "charts.js").read_text("utf-8"),
     }
-    data = content.data(findings, run, spectra)
+    data = content.data(findings, run, spectra, geometry)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (assets / "page.html").read_text("utf-8")
     )
