@@ -279,7 +279,7 @@ class Comparison:
 
         from wdanalysis import figures
 
-        kept = getattr(self, "vectors", None)
+        kept = self.vectors
         return figures.density(
             pd.DataFrame() if kept is None else kept.read(module=module), module, **options
         )
@@ -296,12 +296,12 @@ class Comparison:
         """The vectors at each method's last step, where they were kept."""
         import pandas as pd
 
-        kept = getattr(self, "vectors", None)
+        kept = self.vectors
         if kept is None or self.metrics.empty:
             return None
         last = self.metrics.groupby("method", sort=False)["step"].max()
         parts: list[pd.DataFrame] = [
-            kept.read(method, step=None if pd.isna(step) else int(step)) for method, step in last.items()
+            kept.read(str(method), step=None if pd.isna(step) else int(step)) for method, step in last.items()
         ]
         return pd.concat(parts, ignore_index=True)
 
