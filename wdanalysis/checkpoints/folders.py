@@ -143,6 +143,7 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
         method=adapter.method,
         tensors=adapter.tensors,
         updates=adapter.updates,
+        formulas=adapter.formulas,
         notes=(*notes, *adapter.notes),
     )
 

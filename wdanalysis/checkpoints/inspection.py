@@ -147,6 +147,7 @@ def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
         for tensor in (update.A, update.B, update.magnitude)
         if tensor is not None
     ]
+    factors += [tensor for formula in checkpoint.formulas for tensor in formula.factors]
     tensors = [*checkpoint.tensors.values(), *factors]
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     for update in checkpoint.updates:
@@ -165,7 +166,7 @@ def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
         tensors=len(tensors),
         parameters=sum(tensor.size for tensor in tensors),
         nbytes=sum(file.stat().st_size for file in checkpoint.files),
-        dtypes=dict(Counter(tensor.dtype for tensor in tensors).most_common()),
+        dtypes=dict(Counter(tensor.precision for tensor in tensors).most_common()),
         modules=tuple(_count(module, places) for module, places in found.items()),
         adapter=_adapter_settings(checkpoint) if checkpoint.is_adapter else None,
         files=checkpoint.files,

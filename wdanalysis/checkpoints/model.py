@@ -14,7 +14,7 @@ from typing import Any
 
 from wdanalysis.checkpoints.names import Architecture, Matching, Matrix, NameIndex, Part, match, recognise
 from wdanalysis.checkpoints.steps import is_generic
-from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, StoredTensor
+from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.errors import ComparisonError
 
 
@@ -157,6 +157,10 @@ class Model:
         matrix = self.matrices.get(name) if meant == name else self.matrix_of(tensor, meant)
         is_stored = meant == name or self._index.find(meant) or self._index.find(update.module)
         return Target(update, tensor, not is_stored, matrix)
+
+    def target_of_formula(self, update: FormulaUpdate) -> str | None:
+        """Name the tensor that a formula's update changes; None where the model does not have it."""
+        return self._index.tensor_of(update.module)
 
     def is_tied(self, name: str) -> bool:
         """Whether a tensor of this name, which is not stored, is there as the one that it is tied to."""

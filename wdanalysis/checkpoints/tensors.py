@@ -11,13 +11,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wdanalysis.checkpoints.dtypes import FLOATS, STORED_TYPES
+from wdanalysis.checkpoints.dtypes import FLOATS, STORED_TYPES, widen
 from wdanalysis.decomposition import Axis
+from wdanalysis.errors import CheckpointError
 
 
 class RowReader(Protocol):
@@ -46,6 +48,9 @@ class StoredTensor:
         How to read rows of it.
     raw
         How to read its bytes, of any dtype; None where its numbers are not stored, but calculated.
+    stored_as
+        What its numbers are calculated from, where that is not `dtype`: ``NF4``, ``Q4_K``, the dtype of an adapter's
+        factors.
     """
 
     name: str
@@ -54,6 +59,12 @@ class StoredTensor:
     path: Path
     reader: RowReader = field(repr=False, compare=False)
     raw: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
+    stored_as: str = ""
+
+    @property
+    def precision(self) -> str:
+        """What the table names: `stored_as`, else `dtype`."""
+        return self.stored_as or self.dtype
 
     @property
     def is_float(self) -> bool:
@@ -202,6 +213,78 @@ class LowRankUpdate:
 
 
 @dataclass(frozen=True)
+class FormulaUpdate:
+    """What an adapter does to one weight, where that is not W0 + scale · B A: the tuned weight by a formula.
+
+    Attributes
+    ----------
+    module
+        The adapted module's name as in the adapter file, without prefix and without ``.weight``.
+    method
+        ``LoHa``, ``IA³``, ``OFT`` …
+    factors
+        The adapter's tensors that the formula takes; the first names file and dtype.
+    tuned
+        Returns the tuned weight for the base's, both in float64 and in the shape in which the base stores it. Raises
+        ValueError where the factors do not fit that shape.
+    """
+
+    module: str
+    method: str
+    factors: tuple[StoredTensor, ...]
+    tuned: Callable[[NDArray[np.float64]], NDArray[np.float64]] = field(repr=False, compare=False)
+
+    def of(self, base: StoredTensor) -> StoredTensor:
+        """Return the tuned weight as a tensor; it is calculated whole when its first rows are read.
+
+        Reading it raises `CheckpointError` where the factors do not fit the base.
+        """
+        return StoredTensor(
+            name=base.name,
+            shape=base.shape,
+            dtype="F64",
+            path=self.factors[0].path,
+            reader=_Calculated(self, base),
+            stored_as=self.factors[0].dtype,
+        )
+
+
+class _Calculated:
+    """`RowReader` of a formula's weight, which is kept from its first row to its last."""
+
+    def __init__(self, update: FormulaUpdate, base: StoredTensor) -> None:
+        self._update, self._base = update, base
+        self._lock, self._rows = Lock(), np.empty((0, 0))
+
+    def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+        with self._lock:
+            if not self._rows.size:
+                self._rows = self._calculate().reshape(self._base.rows, self._base.row_length)
+            rows = self._rows[start:stop]
+            if stop >= self._base.rows:
+                self._rows = np.empty((0, 0))
+            return rows
+
+    def _calculate(self) -> NDArray[np.float64]:
+        update, base = self._update, self._base
+        weight = widen(base.read()).reshape(base.shape)
+        try:
+            tuned = update.tuned(weight)
+        except ValueError as error:
+            raise self._misfit(str(error)) from error
+        if tuned.shape != base.shape:
+            raise self._misfit(f"the update is {tuned.shape}")
+        return np.ascontiguousarray(tuned, dtype=np.float64)
+
+    def _misfit(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._update.factors[0].path} adapts {self._update.module} by {self._update.method}, which does not fit "
+            f"{self._base.name} of shape {self._base.shape} in {self._base.path} ({what}): is it the model that the "
+            "adapter was trained on?"
+        )
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One state of a model: whole tensors, or an adapter's updates, or both.
 
@@ -216,6 +299,8 @@ class Checkpoint:
         (`modules_to_save`), under their names in the base model.
     updates
         An adapter's low-rank updates.
+    formulas
+        Its updates of another form.
     step
         Training step, where the path or the trainer's state tells it.
     config
@@ -236,6 +321,7 @@ class Checkpoint:
     format: str
     tensors: Mapping[str, StoredTensor]
     updates: tuple[LowRankUpdate, ...] = ()
+    formulas: tuple[FormulaUpdate, ...] = ()
     step: int | None = None
     config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -247,7 +333,7 @@ class Checkpoint:
     @property
     def is_adapter(self) -> bool:
         """Whether it needs a base model to be a model."""
-        return bool(self.updates) or self.method is not None
+        return bool(self.updates or self.formulas) or self.method is not None
 
 
 @dataclass(frozen=True)

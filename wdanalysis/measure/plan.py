@@ -264,13 +264,19 @@ class _Pairing:
 
     def pair_updates(self, state: State) -> None:
         """Pair an adapter's updates with the chosen matrices."""
-        base, updates = self._model.checkpoint, state.checkpoint.updates
+        base, updates, formulas = (
+            self._model.checkpoint,
+            state.checkpoint.updates,
+            state.checkpoint.formulas,
+        )
         targets = [(update, self._model.target(update)) for update in updates]
-        if updates and not any(target for _, target in targets):
+        formulas_of = [(update, self._model.target_of_formula(update)) for update in formulas]
+        modules = [update.module for update in (*updates, *formulas)]
+        if modules and not any(target for _, target in (*targets, *formulas_of)):
             raise ComparisonError(
-                f"none of the {len(updates)} modules that {state.checkpoint.path} adapts (such as "
-                f"{updates[0].module}) is in {base.path} ({_example(base.tensors)} there): is it the model that the "
-                "adapter was trained on?"
+                f"none of the {len(modules)} modules that {state.checkpoint.path} adapts (such as "
+                f"{modules[0]}) is in {base.path} ({_example(base.tensors)} there): is it the "
+                "model that the adapter was trained on?"
             )
         for update, target in targets:
             if target is None:
@@ -278,6 +284,11 @@ class _Pairing:
             elif self._choice.of_matrix(target.matrix) is not None and target.tensor.is_float:
                 matrix, fitted = target.fitted()
                 self._add(self._choice.of_matrix(matrix) or matrix, updates=((state, fitted),))
+        for formula, name in formulas_of:
+            if name is None:
+                self._skip(state, formula.module, "is adapted, but not in BASE")
+            elif (chosen := self._choice.matrices.get(name)) is not None and chosen.tensor.is_float:
+                self._add(chosen, dense=((state, formula.of(chosen.tensor)),))
 
     def _pair(self, state: State, matrix: StoredMatrix, tuned: StoredTensor) -> None:
         if not tuned.is_float:

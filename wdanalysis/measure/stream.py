@@ -28,6 +28,7 @@ from wdanalysis.kernels.rescale import rescaled_update, rescaling_less_one, vect
 from wdanalysis.kernels.sums import Vector, VectorChanges, vector_changes
 from wdanalysis.measure.plan import Job, Plan, State, tiles
 from wdanalysis.measure.rounding import (
+    NOT_ROUNDED,
     BaseSample,
     BaseSamples,
     Rounding,
@@ -167,7 +168,7 @@ class _DensePass:
                 self._state,
                 changes,
                 update=STORED,
-                tuned_dtype=self._tensor.dtype,
+                tuned_dtype=self._tensor.precision,
                 unchanged_fraction=float(sums[cpu.UNCHANGED].sum()) / (outputs * inputs),
                 diagnostics=self._diagnostics,
                 rounding=self._rounding(index, changes, samples.of(index)),
@@ -175,6 +176,8 @@ class _DensePass:
             yield of_part, changes
 
     def _rounding(self, part: int, changes: VectorChanges, sample: BaseSample | None) -> Rounding:
+        if self._tensor.stored_as:  # calculated, and not rounded since
+            return NOT_ROUNDED
         outputs, inputs = self._matrix.shape_of(self._matrix.parts[part])
         length = inputs if self._axis == "out" else outputs
         if self._is_on_grid or (sample and lie_on_grid(sample.values, self._tensor.dtype)):

@@ -23,7 +23,7 @@ from wdanalysis.checkpoints.folders import holds_named_weights
 from wdanalysis.checkpoints.model import base_mismatch, describe
 from wdanalysis.checkpoints.safetensors_writer import Entry, write_safetensors
 from wdanalysis.checkpoints.storage import Progress, read_json
-from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, StoredTensor
+from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.errors import CheckpointError, OutputError
 from wdanalysis.merging.merged_weights import merged_blocks, row_ranges, wide_blocks, widened
 from wdanalysis.writing import appearing_folder, free_bytes, plain_errors
@@ -262,6 +262,8 @@ class _Planning:
             self._add(self._adapter.tensors[name])
         for update in self._adapter.updates:
             self._update(update)
+        for formula in self._adapter.formulas:
+            self._calculate(formula)
         shards = _shards(self._base, self._planned)
         return _Recipe(shards, self._config, tuple(self._notes), self._resized)
 
@@ -286,13 +288,22 @@ class _Planning:
         if self._model.is_tied(tensor.name):
             self._config["tie_word_embeddings"] = False
 
+    def _calculate(self, formula: FormulaUpdate) -> None:
+        name = self._model.target_of_formula(formula)
+        if name is None:
+            raise self._not_there(formula.module)
+        self._planned[name] = replace(self._planned[name], source=formula.of(self._planned[name].source))
+
+    def _not_there(self, module: str) -> CheckpointError:
+        return CheckpointError(
+            f"{module}, which {self._adapter.path} adapts, is not in {self._base.path} "
+            f"({next(iter(self._base.tensors), 'nothing')} there): is it the model that the adapter was trained on?"
+        )
+
     def _update(self, update: LowRankUpdate) -> None:
         target = self._model.target(update)
         if target is None:
-            raise CheckpointError(
-                f"{update.module}, which {self._adapter.path} adapts, is not in {self._base.path} "
-                f"({next(iter(self._base.tensors), 'nothing')} there): is it the model that the adapter was trained on?"
-            )
+            raise self._not_there(update.module)
         name = f"{update.module}.weight" if target.is_tied else target.tensor.name
         if target.is_tied:  # the weight gets a tensor of its own
             self._planned.setdefault(name, replace(self._planned[target.tensor.name], name=name, update=None))

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from wdanalysis.checkpoints.tensors import LowRankUpdate, StoredTensor
+from wdanalysis.checkpoints.tensors import FormulaUpdate, LowRankUpdate, StoredTensor
 
 WITH_MAGNITUDE: Mapping[str, str] = MappingProxyType({"LoRA": "DoRA", "VeRA": "DVoRA"})
 """What a method is called when its modules have a magnitude as well."""
@@ -42,10 +42,10 @@ class Adapter:
 
     Attributes
     ----------
-    updates, tensors, notes
+    updates, tensors, notes, formulas
         As in `Checkpoint`.
     directions
-        ``LoRA`` or ``VeRA``: what tunes the directions.
+        ``LoRA``, ``VeRA``, ``LoHa`` …: what tunes the directions.
     format
         The name of its format.
     """
@@ -55,12 +55,13 @@ class Adapter:
     notes: tuple[str, ...]
     directions: str = "LoRA"
     format: str = "PEFT"
+    formulas: tuple[FormulaUpdate, ...] = ()
 
     @property
     def method(self) -> str:
-        """``LoRA`` or ``VeRA``; ``DoRA`` or ``DVoRA`` if any module has a magnitude."""
+        """``LoRA``, ``VeRA`` …; ``DoRA`` or ``DVoRA`` if any module has a magnitude."""
         has_magnitude = any(update.magnitude for update in self.updates)
-        return WITH_MAGNITUDE[self.directions] if has_magnitude else self.directions
+        return WITH_MAGNITUDE.get(self.directions, self.directions) if has_magnitude else self.directions
 
 
 @dataclass(frozen=True)
