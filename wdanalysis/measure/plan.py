@@ -271,7 +271,7 @@ class _Pairing:
         )
         targets = [(update, self._model.target(update)) for update in updates]
         formulas_of = [(update, self._model.target_of_formula(update)) for update in formulas]
-        modules = [update.module for update in (*updates, *formulas)]
+        modules = [update.module for update in updates] + [formula.module for formula in formulas]
         if modules and not any(target for _, target in (*targets, *formulas_of)):
             raise ComparisonError(
                 f"none of the {len(modules)} modules that {state.checkpoint.path} adapts (such as "
