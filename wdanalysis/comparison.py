@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from wdanalysis.analysis.findings import Findings
     from wdanalysis.figures import Figure
+    from wdanalysis.figures.kinds import Look
     from wdanalysis.measure.geometry import GeometryOptions
     from wdanalysis.measure.spectra import Spectra
 
@@ -346,11 +347,9 @@ class Comparison:
         directory: str | Path,
         *,
         figures: Iterable[str] | None = None,
-        format: str = "png",
+        look: Look | None = None,
         force: bool = False,
         report: bool = True,
-        x: str = "delta_d",
-        y: str = "delta_m",
     ) -> list[Path]:
         """Write tables, provenance, figures and the HTML report into a folder; each file appears whole or not at all.
 
@@ -361,14 +360,12 @@ class Comparison:
         figures
             Which of `wdanalysis.figures.kinds.KINDS` (``scatter``, ``layers`` …); None writes all, an empty list none.
             A kind that nothing is there to draw for writes none.
-        format
-            ``png``, ``pdf`` or ``svg``.
+        look
+            How figures are drawn: format, style, size, title and more (`wdanalysis.figures.Look`).
         force
             Replace the results that are in the folder; other files in it stay.
         report
             Whether to write ``report.html``, where the extra `report` is installed.
-        x, y
-            What the scatter shows, of `wdanalysis.figures.kinds.QUANTITIES`.
 
         Returns
         -------
@@ -388,14 +385,14 @@ class Comparison:
         """
         from wdanalysis import report as page
         from wdanalysis.figures import batch
-        from wdanalysis.figures.kinds import KINDS
+        from wdanalysis.figures.kinds import KINDS, Look
 
-        directory = Path(directory)
+        directory, look = Path(directory), look or Look()
         kinds = KINDS if figures is None else figures
         tables = self._tables()
-        planned = batch.planned_figures(tables, kinds, format, x=x, y=y)
+        planned = batch.planned_figures(tables, kinds, look)
         folder.check_free(directory, force=force)
-        with batch.drawing(tables, planned, directory / folder.FIGURES, format=format) as finish:
+        with batch.drawing(tables, planned, directory / folder.FIGURES, look) as finish:
 
             def others() -> list[Path]:
                 with _tables_are_whole(directory):
@@ -444,9 +441,7 @@ def redraw(
     directory: Path,
     *,
     figures: Iterable[str],
-    format: str = "png",
-    x: str = "delta_d",
-    y: str = "delta_m",
+    look: Look | None = None,
     merge_stacks: bool = False,
 ) -> list[Path]:
     """Draw the figures of saved results again, replacing those of the same name.
@@ -465,7 +460,7 @@ def redraw(
     metrics = merged_stacks(comparison.metrics) if merge_stacks else comparison.metrics
     with _tables_are_whole(directory):
         tables = {**comparison._tables(), "metrics": metrics}
-        drawn = save_figures(tables, directory / folder.FIGURES, kinds=figures, format=format, x=x, y=y)
+        drawn = save_figures(tables, directory / folder.FIGURES, kinds=figures, look=look)
     folder.add(directory, comparison.run, drawn)
     return drawn
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wdanalysis.figures.batch import save_figures
     from wdanalysis.figures.density_figure import density
     from wdanalysis.figures.heatmap_figure import heatmap
+    from wdanalysis.figures.kinds import Look
     from wdanalysis.figures.layers_figure import layers
     from wdanalysis.figures.prediction_figure import prediction
     from wdanalysis.figures.scatter_figure import scatter
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Figure",
+    "Look",
     "density",
     "heatmap",
     "layers",
@@ -35,6 +37,7 @@ __all__ = [
 
 _HOME = {
     "Figure": "matplotlib.figure",
+    "Look": "wdanalysis.figures.kinds",
     "density": "wdanalysis.figures.density_figure",
     "heatmap": "wdanalysis.figures.heatmap_figure",
     "layers": "wdanalysis.figures.layers_figure",

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -24,11 +24,8 @@ from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
 from wdanalysis.figures.kinds import PAPER_X, PAPER_Y, QUANTITIES
 
-LEAST_SHARE = 1 / 8
+LEAST_SHARE = 0.3
 """Panels share their axes unless a method's points would fill less than this part of a side."""
-
-TITLE_CHARACTERS = {1: 50, 2: 34, 3: 26}
-"""Characters of a method's name that fit over a panel, by the number of panels side by side."""
 
 MANY_POINTS = 2000
 """Panels with more points are drawn as a picture in a PDF or SVG, which would be slow to open otherwise."""
@@ -47,15 +44,22 @@ Line = Mapping[str, Any]
 
 def scatter(
     metrics: pd.DataFrame,
-    module: str,
+    modules: selection.Names = None,
     *,
+    methods: selection.Names = None,
     x: str = PAPER_X,
     y: str = PAPER_Y,
+    step: int | None = None,
     share_axes: bool | None = None,
+    log: bool | None = None,
+    cmap: str | Colormap | None = None,
+    title: str = "short",
+    ax: style.AxLike | None = None,
+    figsize: style.FigSize | None = None,
     correlations: pd.DataFrame | None = None,
     readings: pd.DataFrame | None = None,
 ) -> Figure:
-    """Draw ΔM (y) against ΔD (x) of a module's matrices, a panel a method.
+    """Draw ΔM (y) against ΔD (x), a panel a method; of several modules each begins a row of panels.
 
     Colour tells the layer, the marker the step (a range of steps where there are more than seven); a hollow
     marker is a matrix whose ΔD is near what rounding makes by itself, and the outline tells the stack where several
@@ -63,121 +67,126 @@ def scatter(
     updates without structure of the same size would lie, as far as the table has the null models.
 
     The line is the least-squares line over all points of a panel; its band is the 95 % interval of the slope, turned
-    about the mean of the points. Line, band and the numbers above a panel are those of scope `pooled` in the table of
-    correlations: their intervals come from layers. The heading ends with what
-    `wdanalysis.analysis.readings` reads from each panel.
+    about the mean of the points. Line, band and the r above a panel are those of scope `pooled` in the table of
+    correlations (of scope `step`, where one step is shown): their intervals come from layers. The figure's `caption`
+    ends with what `wdanalysis.analysis.readings` reads from each panel.
 
     Parameters
     ----------
     metrics
         The metrics table.
-    module
-        One of its modules.
+    modules, methods
+        One or several of the table's; all by default.
     x, y
         Columns to show, of `wdanalysis.figures.kinds.QUANTITIES`. The correlations are then those of these columns;
         null models and readings are of ΔM and ΔD alone.
+    step
+        One step to show; all by default.
     share_axes
-        Whether all panels have the same axes. By default they do, unless one method's changes are so much
-        larger that another's points would shrink to a spot; the figure then says that the axes differ.
+        Whether the panels of a module have the same axes. By default they do, unless one method's changes are so much
+        larger that another's points would fill less than `LEAST_SHARE` of a side; the caption then says so.
+    log
+        Whether both axes are logarithmic; they are linear by default.
+    cmap
+        Colours of the layers.
+    title
+        What stands over the figure: ``"none"``, ``"short"`` or ``"full"``, all of the caption.
+    ax
+        One axes or as many as there are panels, to draw on in place of a new figure.
+    figsize
+        Inches of width and height; a height of None is what the panels need.
     correlations, readings
         The tables of these names, where they are made already.
 
     Raises
     ------
     ComparisonError
-        The table does not have the module or a column, or mixes the two axes.
+        The table does not have the module, method, step or a column, or mixes the two axes.
     ValueError
-        `x` or `y` is no quantity.
+        `x` or `y` is no quantity, or `ax` has another number of axes than there are panels.
 
     Examples
     --------
     >>> figure = scatter(run.metrics, "q")
     >>> figure.axes[0].get_ylabel()
     'ΔM'
-    >>> scatter(run.metrics, "q", y="rel_delta_m").axes[0].get_ylabel()
+    >>> scatter(run.metrics, "q", methods="ft", y="rel_delta_m", title="none").axes[0].get_ylabel()
     'ΔM/m₀'
     """
     pair = (x, y)
-    rows = selection.rows_where(metrics, "module", module)
-    vectors = selection.vectors(rows)
+    rows = selection.chosen(metrics, module=modules, method=methods)
+    axis = selection.axis_of(rows)
     _check(rows, pair)
     as_in_the_paper = pair == (PAPER_X, PAPER_Y)
-    methods = selection.unique(rows, "method")
+    lines = _lines(rows, pair, step, correlations)
+    rows = rows if step is None else selection.at_step(rows, step)
+    shown, names = selection.unique(rows, "module"), selection.unique(rows, "method")
     every_run = rows[selection.has_values(rows, pair)]
     points = selection.over_runs(every_run)
     null = null_curve(points) if as_in_the_paper else null_curve(points.iloc[:0])
-    lines = _pooled_lines(rows, pair, correlations)
-    share = _fill_shared_axes(points, pair) if share_axes is None else share_axes
     markers = _step_markers(points["step"])
     layers = points["layer"].dropna().astype(int)
     norm = Normalize(layers.min(), layers.max()) if len(layers) else Normalize(0, 1)
-    n_rows, n_columns = style.grid(len(methods))
-    width = style.WIDTH if n_columns > 1 else 4.5
-    texts = _readings(metrics, module, readings) if as_in_the_paper else []
-
     entries = _legend(points, markers, null, lines)
+    colours = style.layer_colours(cmap)
+    differ = ""
 
     with style.context():
-        numbers = {method: _numbers(lines.get(method, {})) for method in methods}
-        tall = max(map(len, numbers.values()))
-        height = 0.6 + (1.95 + 0.14 * tall) * n_rows
-        height += style.height_of(texts, width) + style.height_of_legend(
-            [label for _, label in entries], width
+        sheet = style.sheet(
+            len(names),
+            blocks=len(shown),
+            panel_height=1.95,
+            labels=[label for _, label in entries],
+            ax=ax,
+            figsize=figsize,
         )
-        figure = style.new_figure(height=height, width=width)
-        panels = figure.subplots(n_rows, n_columns, sharex=share, sharey=share, squeeze=False).ravel()
-        titles = style.told_apart(methods, TITLE_CHARACTERS[n_columns])
-        for panel, method, title in zip(panels, methods, titles, strict=False):
-            of_method = points[points["method"] == method]
-            _draw_null(panel, null[null["method"] == method])
-            for of_run in selection.runs_of(every_run[every_run["method"] == method]):
-                _draw_points(panel, of_run, pair, markers, norm, faint=True)
-            _draw_points(panel, of_method, pair, markers, norm)
-            _draw_line(panel, of_method, pair, lines.get(method, {}))
-            panel.set_title(title, loc="left", pad=6 + 10 * tall)
-            panel.text(
-                *(0, 1.03, "\n".join(numbers[method])),
-                transform=panel.transAxes,
-                va="bottom",
-                color=style.QUIET,
-            )
-            if of_method.empty:
-                style.message(panel, "no values")
-            if share:
-                _set_axes(panel, every_run, null, pair)
-            else:
-                _set_axes(panel, *_of(method, every_run, null), pair)
-        for empty in range(len(methods), len(panels)):
-            panels[empty].remove()
-            panels[empty - n_columns].tick_params(labelbottom=True)
-        for index, panel in enumerate(panels[: len(methods)]):
-            if share and index + n_columns < len(methods):
-                panel.set_xlabel("")
-            if share and index % n_columns:
-                panel.set_ylabel("")
+        titles = style.told_apart(names, style.characters(sheet.panel_width) - 4)
+        for block, module in enumerate(shown):
+            panels = sheet.panels[block * len(names) :]
+            of_module = [table[table["module"] == module] for table in (points, null, every_run)]
+            share = _fill_shared_axes(of_module[0], pair) if share_axes is None else share_axes
+            differ = differ if share or len(names) == 1 else "the axes differ from panel to panel"
+            for index, (panel, method) in enumerate(zip(panels, names, strict=False)):
+                of_panel = [table[table["method"] == method] for table in of_module]
+                line = lines.get((module, method), {})
+                _draw_null(panel, of_panel[1])
+                for of_run in selection.runs_of(of_panel[2]):
+                    _draw_points(panel, of_run, pair, markers, norm, colours, faint=True)
+                _draw_points(panel, of_panel[0], pair, markers, norm, colours)
+                _draw_line(panel, of_panel[0], pair, line, log=bool(log))
+                name = titles[index] if len(shown) == 1 else f"{module}, {titles[index]}"
+                panel.set_title(f"{name}\n{_r(line)}", loc="left")
+                if of_panel[0].empty:
+                    style.message(panel, "no values")
+                _, seen_null, seen = of_module if share else of_panel
+                _set_axes(panel, seen, seen_null, pair, log=bool(log))
+                sheet.label_edges(panel, index, len(names), every_tick=not share)
         if layers.nunique() > 1:
-            colours = ScalarMappable(norm, style.layer_colours())
-            bar = figure.colorbar(
-                colours, ax=panels[: len(methods)], label="layer", aspect=30 * n_rows, pad=0.015
-            )
-            bar.outline.set_visible(False)
-            style.integer_axis(bar.ax.yaxis)
-        style.legend(figure, [handle for handle, _ in entries], [label for _, label in entries])
-        names = list(dict.fromkeys(name for name, _ in markers.values()))
-        style.title(
-            figure,
-            f"{module}: {_heading(pair)}, {vectors}",
-            style.listed(
-                f"layer {layers.iloc[0]}" if layers.nunique() == 1 else "",
-                f"step {names[0]}" if len(names) == 1 else "",
-                "" if share or len(methods) == 1 else "the axes differ from panel to panel",
-            ),
+            style.integer_axis(sheet.colour_bar(ScalarMappable(norm, colours), "layer"))
+        sheet.legend([handle for handle, _ in entries], [label for _, label in entries])
+        sheet.entitle(
+            title,
+            selection.heading(shown, _heading(pair), axis),
+            _encoding(layers, markers, axis),
+            differ,
             selection.runs_note(every_run),
             selection.near_floor_note(points),
             selection.left_out(rows, columns=pair),
-            *texts,
+            *(f"{module}, {method}: {_numbers(line)}" for (module, method), line in lines.items()),
+            *(_readings(metrics, shown, names, readings) if as_in_the_paper else []),
         )
-    return figure
+    return sheet.figure
+
+
+def _encoding(layers: pd.Series, markers: Mapping[object, tuple[str, str]], axis: str) -> str:
+    """Say what a point, its colour and its marker are."""
+    steps = list(dict.fromkeys(name for name, _ in markers.values()))
+    said = [f"a point is a matrix ({selection.VECTORS[axis]})"]
+    if layers.nunique():
+        said.append("colour: layer" if layers.nunique() > 1 else f"layer {layers.iloc[0]}")
+    if steps:
+        said.append("marker: step" if len(steps) > 1 else f"step {steps[0]}")
+    return "; ".join(said)
 
 
 def _check(rows: pd.DataFrame, pair: tuple[str, str]) -> None:
@@ -192,21 +201,14 @@ def _check(rows: pd.DataFrame, pair: tuple[str, str]) -> None:
 
 
 def _heading(pair: tuple[str, str]) -> str:
-    if pair == (PAPER_X, PAPER_Y):
-        return "magnitude change ΔM against direction change ΔD"
     x, y = (QUANTITIES[column].name for column in pair)
     return f"{y} against {x}"
 
 
-def _of(method: str, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of a method in two tables."""
-    return one[one["method"] == method], other[other["method"] == method]
-
-
-def _pooled_lines(
-    rows: pd.DataFrame, pair: tuple[str, str], correlations: pd.DataFrame | None
-) -> dict[str, Line]:
-    """Return the pooled row of the table of correlations for each method: of ΔM on ΔD, or of y on x."""
+def _lines(
+    rows: pd.DataFrame, pair: tuple[str, str], step: int | None, correlations: pd.DataFrame | None
+) -> dict[tuple[str, str], Line]:
+    """Return by module and method the row of the table of correlations: of ΔM on ΔD, or of y on x."""
     if pair != (PAPER_X, PAPER_Y):
         unfit = [name for name in map(str, rows) if name.startswith("null_") or name.endswith("_unshrunk")]
         swapped = rows.assign(**{PAPER_X: rows[pair[0]], PAPER_Y: rows[pair[1]]}).drop(columns=unfit)
@@ -215,17 +217,22 @@ def _pooled_lines(
         correlations = correlations.drop(columns=nulls)
     elif correlations is None:
         correlations = regression.correlations(selection.over_runs(rows))
-    module = rows["module"].iloc[0]
-    pooled = correlations[(correlations["scope"] == "pooled") & (correlations["module"] == module)]
-    return {str(row["method"]): row for row in pooled.to_dict("records")}
+    table = selection.chosen(
+        correlations, module=selection.unique(rows, "module"), method=selection.unique(rows, "method")
+    )
+    scope, group = table["scope"], table["group"]
+    wanted = scope == "pooled" if step is None else (scope == "step") & (group == step).fillna(False)
+    return {(str(row["module"]), str(row["method"])): row for row in table[wanted].to_dict("records")}
 
 
-def _readings(metrics: pd.DataFrame, module: str, readings: pd.DataFrame | None) -> list[str]:
-    """Return what is read from each panel, a paragraph a method; a sentence may tell of how many panels it is one."""
+def _readings(
+    metrics: pd.DataFrame, modules: list[str], methods: list[str], readings: pd.DataFrame | None
+) -> list[str]:
+    """Return what is read from each panel; a sentence may tell of how many panels of the table it is one."""
     table = sentences.readings(selection.over_runs(metrics)) if readings is None else readings
-    table = table[table["module"] == module]
-    by_method = table.groupby("method", sort=False)["sentence"].agg(" ".join)
-    return [style.shortened(f"{method}: {text}", 300) for method, text in by_method.items()]
+    table = table[table["module"].isin(modules) & table["method"].isin(methods)]
+    by_panel = table.groupby(["module", "method"], sort=False)["sentence"].agg(" ".join)
+    return [f"{module}, {method}: {text}" for (module, method), text in by_panel.items()]
 
 
 def _step_markers(steps: pd.Series) -> dict[object, tuple[str, str]]:
@@ -247,12 +254,14 @@ def _draw_points(
     pair: tuple[str, str],
     markers: dict[object, tuple[str, str]],
     norm: Normalize,
+    colours: Colormap,
     *,
     faint: bool = False,
 ) -> None:
-    size = float(np.clip(2500 / len(points), 7, 26)) if len(points) else 0.0
+    scale = (style.text_size() / 8) ** 2
+    size = scale * float(np.clip(2500 / len(points), 7, 26)) if len(points) else 0.0
     many = len(points) > MANY_POINTS
-    colours = style.layer_colours().with_extremes(bad=style.MISSING)
+    colours = colours.with_extremes(bad=style.MISSING)
     outlines = dict(zip(selection.stacks(points), OUTLINES, strict=False))
     shown = points.assign(_hollow=near_floor(points), _stack=selection.labels_of(points, "stack"))
     for step, at_step in shown.groupby("step", dropna=False):
@@ -302,17 +311,18 @@ def _draw_null(panel: Axes, null: pd.DataFrame) -> None:
 _NULL_DOT: Mapping[str, Any] = {"color": style.NULL, "marker": ".", "markersize": 3, "linestyle": "none"}
 
 
-def _draw_line(panel: Axes, points: pd.DataFrame, pair: tuple[str, str], line: Line) -> None:
+def _draw_line(panel: Axes, points: pd.DataFrame, pair: tuple[str, str], line: Line, *, log: bool) -> None:
     """Draw a panel's line, and its band where the table of correlations has the slope's interval."""
     slope, intercept = line.get("slope", np.nan), line.get("intercept", np.nan)
     if points.empty or not np.isfinite(slope):
         return
-    x = np.array([points[pair[0]].min(), points[pair[0]].max()])
-    ends = np.array([line.get("slope_low", np.nan), line.get("slope_high", np.nan)])
-    if np.isfinite(ends).all():
+    ends = (points[pair[0]].min(), points[pair[0]].max())
+    x = np.geomspace(*ends, 100) if log and ends[0] > 0 else np.array(ends)
+    slopes = np.array([line.get("slope_low", np.nan), line.get("slope_high", np.nan)])
+    if np.isfinite(slopes).all():
         centre = points[pair[0]].mean()
-        x = np.array([x[0], centre, x[1]])
-        edges = intercept + slope * centre + ends[:, None] * (x - centre)
+        x = np.sort(np.append(x, centre))
+        edges = intercept + slope * centre + slopes[:, None] * (x - centre)
         panel.fill_between(x, edges.min(axis=0), edges.max(axis=0), **_BAND, zorder=1)
     panel.plot(
         x,
@@ -326,31 +336,38 @@ def _draw_line(panel: Axes, points: pd.DataFrame, pair: tuple[str, str], line: L
 _BAND: Mapping[str, Any] = {"color": "#555555", "alpha": 0.11, "linewidth": 0}
 
 
-def _numbers(line: Line) -> list[str]:
-    """Return the lines above a panel: r with its interval by layers, how it depends on one layer, and by chance."""
+def _shown(line: Line, *names: str) -> list[str]:
+    """Return numbers of a line with two decimals; nothing where one is missing."""
+    values = [line.get(name, np.nan) for name in names]
+    return [style.decimals(value) for value in values] if np.isfinite(values).all() else []
 
-    def shown(*names: str) -> list[str]:
-        values = [line.get(name, np.nan) for name in names]
-        return [style.decimals(value) for value in values] if np.isfinite(values).all() else []
 
-    count = line.get("n", 0)
-    if not (r := shown("pearson_r")):
-        return [f"n = {count}: no line"]
-    interval = shown("r_low", "r_high")
-    lines = [f"r = {r[0]}" + (f" [{', '.join(interval)}]" if interval else ", no interval")]
-    if out := shown("leave_out_low", "leave_out_high"):
-        lines.append(f"one layer out {' … '.join(out)}")
-    if null := shown("r_null"):
-        band = shown("r_null_low", "r_null_high")
-        lines.append(f"null {null[0]}" + (f" [{', '.join(band)}]" if band else ""))
-    return [*lines, f"slope = {style.number(line['slope'])},  n = {count}"]
+def _r(line: Line) -> str:
+    """Return what stands over a panel: r with its interval by layers."""
+    if not (r := _shown(line, "pearson_r")):
+        return f"n = {line.get('n', 0)}, no line"
+    interval = _shown(line, "r_low", "r_high")
+    return f"r = {r[0]}" + (f" [{', '.join(interval)}]" if interval else "")
+
+
+def _numbers(line: Line) -> str:
+    """Return what the caption says of a panel's line: how r depends on one layer, what chance gives, the slope."""
+    if not _shown(line, "pearson_r"):
+        return _r(line)
+    said = [_r(line) + (" (95 %, by layer)" if _shown(line, "r_low", "r_high") else " (no interval)")]
+    if out := _shown(line, "leave_out_low", "leave_out_high"):
+        said.append(f"{' … '.join(out)} with one layer out")
+    if null := _shown(line, "r_null"):
+        band = _shown(line, "r_null_low", "r_null_high")
+        said.append(f"updates without structure {null[0]}" + (f" [{', '.join(band)}]" if band else ""))
+    return ", ".join([*said, f"slope {style.number(line['slope'])}", f"n = {line.get('n', 0)}"])
 
 
 def _legend(
     points: pd.DataFrame,
     markers: dict[object, tuple[str, str]],
     null: pd.DataFrame,
-    lines: Mapping[str, Line],
+    lines: Mapping[tuple[str, str], Line],
 ) -> list[tuple[Artist, str]]:
     """Say what stands under the panels: what markers, outlines, the band and grey dots are."""
     entries: list[tuple[Artist, str]] = []
@@ -392,11 +409,17 @@ def _fill_shared_axes(points: pd.DataFrame, pair: tuple[str, str]) -> bool:
     return bool((shares[extents > 0].min().fillna(1) >= LEAST_SHARE).all())
 
 
-def _set_axes(panel: Axes, points: pd.DataFrame, null: pd.DataFrame, pair: tuple[str, str]) -> None:
+def _set_axes(
+    panel: Axes, points: pd.DataFrame, null: pd.DataFrame, pair: tuple[str, str], *, log: bool
+) -> None:
     """Let the points, and grey dots that are near them, decide what is seen, and not the band."""
-    for column, name in zip(pair, ("xlim", "ylim"), strict=True):
-        low, high = points[column].min(), points[column].max()
-        if np.isfinite(low):
+    for column, name in zip(pair, "xy", strict=True):
+        values = points[column][points[column] > 0] if log else points[column]
+        low, high = values.min(), values.max()
+        if np.isfinite(low) and log:
+            panel.set(**{f"{name}scale": "log"})
+            panel.set(**{f"{name}lim": (low / 1.25, high * 1.25)})
+        elif np.isfinite(low):
             if column in null and len(null):
                 room = NULL_ROOM * (high - low)
                 low, high = (
@@ -404,6 +427,6 @@ def _set_axes(panel: Axes, points: pd.DataFrame, null: pd.DataFrame, pair: tuple
                     min(high + room, max(high, null[column].max())),
                 )
             margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
-            panel.set(**{name: (low - margin, high + margin)})
+            panel.set(**{f"{name}lim": (low - margin, high + margin)})
     style.number_axis(panel.xaxis, QUANTITIES[pair[0]].label, ticks=4)
     style.number_axis(panel.yaxis, QUANTITIES[pair[1]].label)

@@ -1,4 +1,7 @@
-"""How figures look: sizes, colours, markers and text, on a page 7 inches wide, for colour-blind eyes too."""
+"""How figures look: sizes, colours, markers and text, for a paper, a talk or a screen, and for colour-blind eyes too.
+
+What a user has set in matplotlib's rcParams, by a style sheet or a `matplotlibrc`, stays as it is; `RC` is for the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,56 @@ import io
 import itertools
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
-import matplotlib.style
+import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
-WIDTH = 7.0
+from wdanalysis.errors import OutputError
+
+WIDTH = 6.75
 """Inches: the text width of a two-column paper."""
 
 CHARACTERS = 16
-"""That many characters of text go on an inch."""
+"""That many characters of 8 pt go on an inch."""
+
+PANEL = 1.6
+"""A panel is at least so many inches wide where its text is of 8 pt."""
+
+ONE_PANEL = 4.5
+"""A figure of one panel is no wider, where nobody says."""
 
 DPI = 200
 
+SIZES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"paper": (8, WIDTH), "talk": (14, 10.0), "screen": (10, 9.0)}
+)
+"""Points of the text and inches of the width, by style."""
+
 RC: Mapping[str, Any] = MappingProxyType(
     {
-        "font.size": 8,
-        "axes.titlesize": 8,
-        "axes.labelsize": 8,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "legend.fontsize": 8,
-        "legend.title_fontsize": 8,
-        "axes.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
+        "axes.titlesize": "medium",
         "axes.grid": True,
         "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
         "grid.color": "#e4e4e4",
-        "grid.linewidth": 0.5,
-        "lines.linewidth": 1.3,
-        "lines.markersize": 4,
+        "legend.fontsize": "medium",
+        "legend.title_fontsize": "medium",
         "legend.frameon": False,
         "text.parse_math": False,  # a "$" in a method's name is a dollar
         "svg.fonttype": "none",  # text stays text
@@ -55,6 +66,11 @@ RC: Mapping[str, Any] = MappingProxyType(
         "pdf.fonttype": 42,
     }
 )
+
+STROKES: Mapping[str, float] = MappingProxyType(
+    {"axes.linewidth": 0.6, "grid.linewidth": 0.5, "lines.linewidth": 1.3, "lines.markersize": 4.0}
+)
+"""Widths in points beside text of 8 pt; larger text has wider ones."""
 
 METADATA: Mapping[str, Mapping[str, None]] = MappingProxyType(
     {
@@ -85,7 +101,18 @@ MINUS = "−"
 
 
 class Drawing(Figure):
-    """A figure that a Jupyter cell shows by itself, with no backend chosen."""
+    """A figure that a Jupyter cell shows by itself, with no backend chosen.
+
+    Attributes
+    ----------
+    heading
+        What it shows, in a few words.
+    caption
+        What a reader must know of it, to be set under it.
+    """
+
+    heading: str = ""
+    caption: str = ""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         picture = io.BytesIO()
@@ -94,14 +121,70 @@ class Drawing(Figure):
         return picture.getvalue(), {"width": width, "height": height}
 
 
-def context() -> AbstractContextManager[None]:
-    """Return the context in which figures are drawn and written: matplotlib's defaults with `RC`."""
-    return matplotlib.style.context(["default", dict(RC)])
+_INSIDE: ContextVar[bool] = ContextVar("inside", default=False)
 
 
-def new_figure(height: float, width: float = WIDTH) -> Drawing:
-    """Return an empty figure of a size in inches whose parts find their own room."""
-    return Drawing(figsize=(width, height), layout="constrained")
+@contextmanager
+def context(style: str = "paper", font: str | None = None) -> Iterator[None]:
+    """Draw and write figures in this: what the user has not set is `RC` in a style's size.
+
+    Inside of another such context the outer one holds. TeX stays out: it reads the "%" and "_" of names as its own.
+
+    Raises
+    ------
+    OutputError
+        The font is not installed.
+    """
+    if _INSIDE.get():
+        yield
+        return
+    points, _ = SIZES[style]
+    wanted = {"font.size": points, **RC}
+    wanted |= {name: width * points / 8 for name, width in STROKES.items()}
+    default, now = matplotlib.rcParamsDefault, matplotlib.rcParams
+    rc = {name: value for name, value in wanted.items() if now[name] == default[name]}
+    if font is not None:
+        rc["font.family"] = [_installed(font), *default["font.sans-serif"][:1]]
+    inside = _INSIDE.set(True)
+    try:
+        with matplotlib.rc_context({**rc, "text.usetex": False}):
+            yield
+    finally:
+        _INSIDE.reset(inside)
+
+
+def settings() -> dict[str, Any]:
+    """Return what differs from matplotlib's defaults by now, for another process; but for what belongs to a process."""
+    default, now = matplotlib.rcParamsDefault, matplotlib.rcParams
+    own = {name for name in now if name.startswith(("backend", "interactive", "webagg", "tk", "toolbar"))}
+    return {name: now[name] for name in now if name not in own and now[name] != default[name]}
+
+
+def _installed(font: str) -> str:
+    from matplotlib.font_manager import findfont
+
+    try:
+        findfont(font, fallback_to_default=False)
+    except ValueError:
+        raise OutputError(
+            f"the font {font!r} is not installed; `fc-list` names those that are.", parameter="font"
+        ) from None
+    return font
+
+
+def text_size() -> float:
+    """Return the points of the text by now."""
+    return float(matplotlib.rcParams["font.size"])
+
+
+def line_height() -> float:
+    """Return the inches that a line of text takes."""
+    return 1.35 * text_size() / 72
+
+
+def characters(inches: float) -> int:
+    """Return how many characters go on so many inches."""
+    return max(4, int(CHARACTERS * inches * 8 / text_size()))
 
 
 def write(figure: Figure, target: Path | io.BytesIO, format: str, dpi: float | None = None) -> None:
@@ -112,6 +195,169 @@ def write(figure: Figure, target: Path | io.BytesIO, format: str, dpi: float | N
         figure.savefig(
             target, format=format, dpi=dpi or DPI, metadata=dict(METADATA.get(format, {})), **quick
         )
+
+
+AxLike: TypeAlias = "Axes | Sequence[Axes] | NDArray[Any]"
+"""Where a caller wants panels drawn: one axes or as many as there are panels."""
+
+FigSize: TypeAlias = "tuple[float, float | None]"
+"""Inches of width and height; a height of None is what the panels need."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A figure and its panels: new ones, or those of a figure of the caller's.
+
+    Attributes
+    ----------
+    figure, panels
+        The figure, and its panels row by row.
+    columns
+        How many panels stand side by side.
+    is_own
+        Whether the figure was made here. One of the caller's keeps its title, and its legend is inside a panel.
+    """
+
+    figure: Figure
+    panels: list[Axes]
+    columns: int
+    is_own: bool
+
+    @property
+    def panel_width(self) -> float:
+        """Inches that a panel has, with its labels."""
+        return float(self.figure.get_figwidth()) / self.columns
+
+    def legend(self, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+        """Put a legend under the panels, in as many columns as the labels leave room for.
+
+        A label is shown as it is: matplotlib drops one that begins with "_", so it is set afterwards.
+        """
+        if not handles:
+            return
+        labels = told_apart(labels, min(40, characters(self.figure.get_figwidth()) - 6))
+        names = [f"{i}" for i in range(len(labels))]
+        if self.is_own:
+            rows = _legend_rows(labels, self.figure.get_figwidth())
+            columns = math.ceil(len(labels) / rows)
+            box = self.figure.legend(handles, names, loc="outside lower center", ncols=columns)
+        else:
+            box = self.panels[-1].legend(handles, names)
+        for text, label in zip(box.get_texts(), labels, strict=True):
+            text.set_text(label)
+
+    def label_edges(self, panel: Axes, index: int, panels: int, *, every_tick: bool) -> None:
+        """Name axes at the left and lower edge of a block only, and their ticks where `every_tick` is False."""
+        if not every_tick and index + self.columns < panels:
+            panel.set_xlabel("")
+            panel.tick_params(labelbottom=False)
+        if index % self.columns:
+            panel.set_ylabel("")
+            panel.tick_params(labelleft=every_tick)
+
+    def colour_bar(self, mappable: ScalarMappable, label: str, panels: Sequence[Axes] | None = None) -> Axis:
+        """Put a colour bar beside the panels, or some of them, and return its axis."""
+        panels = self.panels if panels is None else list(panels)
+        rows = math.ceil(len(panels) / self.columns)
+        bar = self.figure.colorbar(mappable, ax=panels, label=label, aspect=30 * rows, pad=0.015)
+        bar.outline.set_visible(False)
+        return bar.ax.yaxis
+
+    def entitle(self, title: str, heading: str, *sentences: str) -> None:
+        """Give a figure its caption, and over it as much of that as `title` says; empty sentences are left out."""
+        if not self.is_own:
+            return
+        said = [sentence for sentence in sentences if sentence]
+        if isinstance(self.figure, Drawing):
+            self.figure.heading, self.figure.caption = heading, " ".join(map(as_sentence, said))
+        width = characters(self.figure.get_figwidth())
+        lines = {
+            "none": [],
+            "short": [shortened(heading, width)],
+            "full": [part for line in (heading, *said) for part in textwrap.wrap(line, width)],
+        }[title]
+        if lines:
+            points = text_size()
+            self.figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=points)
+            if len(lines) > 1:
+                grown = self.figure.get_figheight() + line_height() * (len(lines) - 1)
+                self.figure.set_figheight(grown)
+
+
+def sheet(
+    panels: int,
+    columns: int | None = None,
+    *,
+    blocks: int = 1,
+    panel_height: float,
+    labels: Sequence[str] = (),
+    ax: AxLike | None = None,
+    figsize: FigSize | None = None,
+) -> Sheet:
+    """Return panels to draw on.
+
+    Parameters
+    ----------
+    panels, columns, blocks
+        How many panels, and how many side by side (by default as many as have room); and how many such blocks stand
+        one under another.
+    panel_height
+        Inches of a panel with the text around it, beside text of 8 pt.
+    labels
+        Of the legend, which takes room.
+    ax
+        Draw on these; the figure is the caller's then.
+    figsize
+        Size of a new figure; by default the width of matplotlib's rcParams where the user has set it, else `WIDTH`, and
+        less for a single panel.
+
+    Raises
+    ------
+    ValueError
+        `ax` has another number of axes than there are panels.
+    """
+    width, height = figsize or (default_width() if panels > 1 else min(default_width(), ONE_PANEL), None)
+    columns = columns or _columns(panels, width)
+    if ax is not None:
+        given = np.atleast_1d(np.asarray(ax, dtype=object)).ravel().tolist()
+        if len(given) != panels * blocks:
+            raise ValueError(f"this figure has {panels * blocks} panels, and ax has {len(given)}")
+        return Sheet(given[0].figure, given, columns, is_own=False)
+    rows = math.ceil(panels / columns)
+    if height is None:
+        # Large text makes panels higher.
+        height = line_height() * 2 + panel_height * rows * blocks * min(text_size() / 8, 1.4)
+        height += line_height() * 1.35 * _legend_rows(labels, width) if labels else 0
+    figure = Drawing(figsize=(width, height), layout="constrained")
+    made = figure.subplots(rows * blocks, columns, squeeze=False).reshape(blocks, rows * columns)
+    for unused in made[:, panels:].ravel():
+        unused.remove()
+    return Sheet(figure, list(made[:, :panels].ravel()), columns, is_own=True)
+
+
+def _columns(panels: int, width: float) -> int:
+    """Return how many panels stand side by side on a figure of that width; rows are as even as may be.
+
+    >>> [_columns(panels, 6.75 * matplotlib.rcParams["font.size"] / 8) for panels in (3, 5, 8)]
+    [3, 3, 4]
+    """
+    most = max(1, min(4, int(width / (PANEL * text_size() / 8))))
+    return math.ceil(panels / math.ceil(panels / most))
+
+
+def default_width() -> float:
+    """Return the inches that a figure is wide where nobody says."""
+    width = float(matplotlib.rcParams["figure.figsize"][0])
+    return WIDTH if width == matplotlib.rcParamsDefault["figure.figsize"][0] else width
+
+
+def as_sentence(text: str) -> str:
+    """Return the text with a capital at its start and a full stop at its end.
+
+    >>> as_sentence("grey: no value")
+    'Grey: no value.'
+    """
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 @dataclass(frozen=True)
@@ -134,8 +380,10 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
     }
 
 
-def layer_colours() -> Colormap:
-    """Return viridis without its palest end, which vanishes on white."""
+def layer_colours(cmap: str | Colormap | None = None) -> Colormap:
+    """Return a caller's colours, by default viridis without its palest end, which vanishes on white."""
+    if cmap is not None:
+        return matplotlib.colormaps.get_cmap(cmap)
     return ListedColormap(matplotlib.colormaps["viridis"](range(0, 236)), name="layers")
 
 
@@ -230,7 +478,6 @@ def number_axis(axis: Axis, name: str, ticks: int = 5) -> None:
         axis.set_major_formatter(PowerFormatter(exponent))
         name += f"  ({power_of_ten(exponent)})" if exponent else ""
     axis.set_label_text(name)
-    axis.set_tick_params(labelsize=RC["font.size"])
 
 
 def decade_label(value: float) -> str:
@@ -242,50 +489,12 @@ def decade_label(value: float) -> str:
 def integer_axis(axis: Axis, ticks: int = 8) -> None:
     """Give an axis of layers or steps whole numbers."""
     axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    axis.set_tick_params(labelsize=RC["font.size"])
-
-
-def legend(
-    figure: Figure, handles: Sequence[Artist], labels: Sequence[str], *, title: str | None = None
-) -> None:
-    """Put a legend under the panels, in as many columns as the labels leave room for.
-
-    A label is shown as it is: matplotlib drops one that begins with "_", so it is set afterwards.
-    """
-    if not handles:
-        return
-    labels = told_apart(labels, 40)
-    rows = _legend_rows(labels, figure.get_figwidth())
-    columns = math.ceil(len(labels) / rows)
-    box = figure.legend(
-        handles, [f"{i}" for i in range(len(labels))], loc="outside lower center", ncols=columns, title=title
-    )
-    for text, label in zip(box.get_texts(), labels, strict=True):
-        text.set_text(label)
 
 
 def _legend_rows(labels: Sequence[str], width: float) -> int:
     """Return how many rows a legend has on a figure of that width."""
-    per_row = int(CHARACTERS * width) // (max(map(len, labels)) + 9)
+    per_row = characters(width) // (max(map(len, labels)) + 9)
     return math.ceil(len(labels) / max(1, per_row))
-
-
-def height_of_legend(labels: Sequence[str], width: float) -> float:
-    """Return the inches that a legend takes on a figure of that width."""
-    return 0.1 + 0.18 * _legend_rows(told_apart(labels, 40), width) if labels else 0.0
-
-
-def title(figure: Figure, *lines: str) -> None:
-    """Head a figure with what it shows and what a reader must know of it; empty lines are left out."""
-    width = int(CHARACTERS * figure.get_figwidth())
-    wrapped = [part for line in lines for part in textwrap.wrap(shortened(line, 300), width)]
-    figure.suptitle("\n".join(wrapped), x=0.01, ha="left", fontsize=RC["font.size"])
-
-
-def height_of(lines: Iterable[str], width: float) -> float:
-    """Return the inches that lines of a heading take on a figure of that width."""
-    characters = int(CHARACTERS * width)
-    return 0.135 * sum(len(textwrap.wrap(line, characters)) for line in lines)
 
 
 def listed(*texts: str) -> str:
@@ -296,9 +505,3 @@ def listed(*texts: str) -> str:
 def message(axes: Axes, text: str) -> None:
     """Say in an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=QUIET)
-
-
-def grid(panels: int) -> tuple[int, int]:
-    """Return rows and columns for a number of panels, at most three side by side."""
-    columns = 2 if panels == 4 else min(panels, 3)
-    return math.ceil(panels / columns), columns
