@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from wdanalysis.cli import console, options
-from wdanalysis.cli.compare import compare
+from wdanalysis.cli import console
 
 DEFAULT_OUT = Path("wd-demo")
 CHECKPOINTS = "checkpoints"
@@ -16,9 +15,10 @@ CHECKPOINTS = "checkpoints"
 
 
 def demo(
+    context: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the results.")] = DEFAULT_OUT,
     force: Annotated[bool, typer.Option("--force", help="Replace results that are in DIR.")] = False,
-    quiet: options.Quiet = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Compare full tuning, LoRA and DoRA of a small language model that comes with the package.
 
@@ -29,19 +29,26 @@ def demo(
 
     check_free(directory, force=force)
     folder = copy_checkpoints(directory / CHECKPOINTS)
-    base, *tuned = (str(folder / name) for name in (BASE, *METHODS))
-    modules = ",".join(MODULES)
-    compare(base, tuned, modules=modules, out=directory, force=force, quiet=quiet)
+    paths = [str(folder / name) for name in (BASE, *METHODS)]
+    line = [*paths, "--modules", ",".join(MODULES), "--out", str(directory)]
+    _compare(context, [*line, *(["--force"] if force else []), *(["--quiet"] if quiet else [])])
     if quiet:
         return
-    feature = "ΔM, how much lengths changed, against ΔD, how far directions turned, a point a layer and step"
     console.lines(
         "",
-        "This was a language model of 1.1 million parameters, tuned in three ways, four steps each. What ran:",
-        f"  wd-analyze compare {base} {' '.join(tuned)} --modules {modules} --out {directory}",
+        "This was a small language model, tuned in three ways, four steps each. What ran:",
+        f"  wd-analyze compare {' '.join(line)}",
         "Look at",
-        f"  {directory / 'figures' / 'scatter_v.png'}: {feature}",
-        f"  {directory / 'report.html'}: all of it to explore, in any browser",
+        f"  {directory / 'figures' / 'scatter_v.png'}: how far lengths and directions moved",
+        f"  {directory / 'report.html'}: all of it, to explore in a browser",
         f"  {directory / 'metrics.csv'}: a row for every method, step and matrix",
         "Then compare your own: wd-analyze compare BASE TUNED…",
     )
+
+
+def _compare(context: typer.Context, arguments: list[str]) -> None:
+    """Run `wd-analyze compare` with these arguments, as if they had been typed."""
+    program: Any = context.find_root()
+    command = program.command.commands["compare"]
+    with command.make_context(command.name, arguments, parent=program) as typed:
+        command.invoke(typed)
