@@ -36,7 +36,7 @@ def demo(
         return
     console.lines(
         "",
-        "This was a small language model, tuned in three ways, four steps each. What ran:",
+        "A small language model, tuned in three ways, four steps each. What ran:",
         f"  wd-analyze compare {' '.join(line)}",
         "Look at",
         f"  {directory / 'figures' / 'scatter_v.png'}: how far lengths and directions moved",
