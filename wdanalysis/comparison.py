@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
-from wdanalysis.checkpoints.model import base_mismatch
+from wdanalysis.checkpoints.base_identity import base_mismatch
 from wdanalysis.checkpoints.schedules import Schedule, find_schedule
 from wdanalysis.checkpoints.series import joined, of_steps, with_common_steps
 from wdanalysis.checkpoints.storage import Progress

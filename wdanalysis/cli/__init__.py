@@ -14,6 +14,7 @@ import typer
 
 from wdanalysis._version import __version__
 from wdanalysis.cli.compare import compare
+from wdanalysis.cli.demo import demo
 from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.merge import merge
 from wdanalysis.cli.options import option_name
@@ -44,7 +45,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compare, plot, report, inspect, train, merge):
+for command in (demo, compare, plot, report, inspect, train, merge):
     app.command()(_interruptible(command))
 
 
