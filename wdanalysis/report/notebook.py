@@ -156,7 +156,8 @@ def _scatter(findings: Findings) -> Iterator[str]:
     with suppress(ComparisonError):  # the table mixes axes
         for module in findings.modules[:1]:
             figure = figures.scatter(
-                *(findings.metrics, module),
+                findings.metrics,
+                module,
                 correlations=findings.correlations,
                 readings=findings.readings,
             )
