@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from wdanalysis.figures.kinds import Look
     from wdanalysis.measure.geometry import GeometryOptions
     from wdanalysis.measure.spectra import Spectra
+    from wdanalysis.report import Explorer
 
 PathLike: TypeAlias = str | Path
 Named: TypeAlias = tuple[str | None, PathLike]
@@ -51,7 +51,7 @@ class Interrupted(KeyboardInterrupt):
         self.comparison = comparison
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """ΔM and ΔD of every compared matrix, and how they came about.
 
@@ -425,16 +425,40 @@ class Comparison:
         saved = folder.load(Path(directory))
         return cls(saved.metrics, saved.run, saved.spectra, saved.schedules, saved.geometry, saved.vectors)
 
+    def explore(self, height: int = 800) -> Explorer:
+        """Return the linked charts of the report, for a notebook to show: drag over points in one, see them in all.
+
+        Parameters
+        ----------
+        height
+            Of the charts' frame, in pixels.
+
+        Raises
+        ------
+        OutputError
+            Bokeh is not installed.
+
+        Examples
+        --------
+        >>> run.explore()
+        <Linked charts of ft, dora: q, v; 10 layers; steps 60–240; axis out; 160 rows; a notebook shows them, and \
+report(path) writes them for a browser>
+        """
+        from wdanalysis import report
+
+        page = report.render(self._findings, self.run, self.spectra, self.geometry)
+        return report.Explorer(page, report.in_words(self._findings), height)
+
+    def __repr__(self) -> str:
+        from wdanalysis import report
+
+        return f"<Comparison of {report.in_words(self._findings)}>"
+
     def _repr_html_(self) -> str:
-        """What Jupyter shows: the summary, what was skipped, and the warnings."""
-        features = {"out": "one vector per output feature", "in": "one vector per input feature"}
-        lines = [
-            f"{len(self.metrics)} rows, {features.get(self.axis, 'vectors')} (axis = {self.axis})",
-            *([f"{len(self.run.skipped)} left out; see <code>.skipped</code>"] if self.run.skipped else []),
-            *(html.escape(warning) for warning in self.warnings),
-        ]
-        table = self.summary().to_html(index=False, na_rep="", float_format="{:.3g}".format)
-        return table + "".join(f"<p>{line}</p>" for line in lines)
+        """What a notebook shows: summary, a scatter, readings and warnings."""
+        from wdanalysis import report
+
+        return report.cell(self._findings, self.run)
 
 
 def redraw(
