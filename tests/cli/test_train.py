@@ -195,7 +195,7 @@ def test_ctrl_c_ends_in_one_sentence(
 
     monkeypatch.setattr(loop, "train", interrupted)
     code, _, err = run(*TINY, capsys=capsys, monkeypatch=monkeypatch)
-    assert code == 1
+    assert code == 130
     assert err.endswith("wd-analyze: dora was interrupted after step 1. (--resume)\n")
 
 
