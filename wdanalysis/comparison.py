@@ -506,13 +506,12 @@ def redraw(
     shown = dataclasses.replace(saved, metrics=merged_stacks(saved.metrics)) if merge_stacks else saved
     if merge_stacks and shown.metrics["stack"].nunique() < 2:
         warnings.warn(ONE_STACK, stacklevel=2)
-    with _tables_are_whole(directory):
-        tables = shown._tables()
-        planned = planned_figures(tables, kinds, look)
-        _warn_of_missing(kinds, {figure.kind for figure in planned}, tables)
-        with drawing(tables, planned, directory / folder.FIGURES, look, partial(tell, DRAWING)) as finish:
-            pages = saved._pages(directory, tell) if to_do.report and page.is_available() else []
-            written = [*finish(), *pages]
+    tables = shown._tables()
+    planned = planned_figures(tables, kinds, look)
+    _warn_of_missing(kinds, {figure.kind for figure in planned}, tables)
+    with drawing(tables, planned, directory / folder.FIGURES, look, partial(tell, DRAWING)) as finish:
+        pages = saved._pages(directory, tell) if to_do.report and page.is_available() else []
+        written = [*finish(), *pages]
     folder.add(directory, saved.run, written, finishes=True)
     return written
 
@@ -560,7 +559,8 @@ def _tables_are_whole(directory: Path) -> Iterator[None]:
         yield
     except (OutputError, ComparisonError) as error:
         raise OutputError(
-            f"{error} The tables there are whole; `{folder.finishing(directory)}` draws the figures from them.",
+            f"{str(error).rstrip('.')}. The tables there are whole; `{folder.finishing(directory)}` draws the figures "
+            "from them.",
             parameter=error.parameter,
         ) from error
 

@@ -84,6 +84,8 @@ def main() -> None:
             stream, io.TextIOWrapper
         ):  # a terminal that has no Δ shows its number, and no traceback
             stream.reconfigure(errors="backslashreplace")
+    # numba would have colorama write to the terminal when the process ends.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     # Importing pandas and numba makes few things to collect: look less often.
     gc.set_threshold(100_000, 20, 20)
     try:

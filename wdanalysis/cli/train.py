@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wdanalysis.cli import console
-from wdanalysis.cli.options import option_name
+from wdanalysis.cli.options import option_name, several_of
 from wdanalysis.cli.plan_options import given_settings, with_plan_options
 from wdanalysis.errors import TrainingError
 from wdanalysis.training.bundled import bundled_model_folder
@@ -33,6 +33,12 @@ OF_MAGNITUDE = ("axis", "magnitude_targets", "full_gradient")
 """Settings of methods that train m."""
 
 
+def _recipes() -> Iterable[str]:
+    from wdanalysis.training.run.recipes import RECIPES
+
+    return RECIPES
+
+
 @with_plan_options
 def train(
     *,
@@ -41,6 +47,7 @@ def train(
         typer.Option(
             metavar="NAME",
             help="Settings of the paper (Tables 8 to 11); options override them.",
+            autocompletion=several_of(_recipes, separator=None),
             rich_help_panel=INPUTS,
         ),
     ] = None,

@@ -153,6 +153,11 @@ def load(directory: Path) -> Saved:
 
     if not directory.is_dir():
         raise OutputError(f"{directory} is no folder; give one that `wd-analyze compare` wrote.")
+    noted = _run_or_none(directory)
+    if noted and noted.unfinished and noted.unfinished.tables:
+        raise OutputError(
+            f"the tables in {directory} are not whole, because writing them was cut short: run the comparison again."
+        )
     for needed in (METRICS_PARQUET, RUN_JSON):
         if not (directory / needed).is_file():
             raise OutputError(f"{directory} holds no results of `wd-analyze compare`: {needed} is missing.")
@@ -161,10 +166,6 @@ def load(directory: Path) -> Saved:
         metrics = pd.read_parquet(directory / METRICS_PARQUET)
     except (OSError, ValueError) as error:
         raise OutputError(f"the results in {directory} cannot be read ({first_line(error)}).") from error
-    if run.unfinished and run.unfinished.tables:
-        raise OutputError(
-            f"the tables in {directory} are not whole, because writing them was cut short: run the comparison again."
-        )
     if missing := [column for column in COLUMNS if column not in metrics]:
         raise OutputError(
             f"{directory / METRICS_PARQUET} lacks the column {missing[0]}; run the comparison again."
