@@ -49,14 +49,10 @@ Phases: TypeAlias = Callable[[str, int, int], None]
 
 ONE_STACK = "merge_stacks changes nothing: the model has one stack"
 
-READING, SINGULAR_VALUES, TABLES, DRAWING, REPORT = PHASES = (
-    "reading",
-    "singular values",
-    "writing tables",
-    "drawing",
-    "writing report",
-)
+PHASES = ("reading", "singular values", "writing tables", "drawing", "writing report")
 """What takes time: bytes are read, matrices decomposed, figures drawn."""
+
+READING, SINGULAR_VALUES, TABLES, DRAWING, REPORT = PHASES
 
 
 class Interrupted(KeyboardInterrupt):

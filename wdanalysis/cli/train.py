@@ -131,15 +131,15 @@ def _objection(name: str, plan: TrainingPlan, *, is_watched: bool) -> str | None
 
     The axis is that of m, and of what is measured while a model is trained.
     """
-    methods, named = [METHODS[method] for method in plan.methods], " and ".join(plan.methods)
+    methods, named = [METHODS[method] for method in plan.methods], ", ".join(plan.methods)
     if name == "axis" and is_watched:
         return None
     if plan_fields()[name].setting.panel == ADAPTERS and not any(method.update for method in methods):
-        return f"{named} trains no adapter"
+        return f"{named}: no adapter is trained"
     if name in OF_MAGNITUDE and not any(method.magnitude for method in methods):
-        return f"{named} trains no magnitude: dora and dvora do"
+        return f"{named}: no magnitude is trained; dora and dvora train one"
     if name == "alpha" and not any(method.update == "lora" for method in methods):
-        return f"{named} has no α"
+        return f"{named}: there is no α"
     if name == "eval_fraction" and plan.eval_data:
         return "the data of --eval-data is held out, and no share of --data"
     if name == "eval_fraction" and not plan.data and plan.eval_fraction:
