@@ -352,7 +352,7 @@ class Comparison:
         """
         from wdanalysis import report
 
-        return report.write(Path(path), self._findings, self.run, self.spectra, self.geometry)
+        return report.write(Path(path), self._findings, self.run.finished(), self.spectra, self.geometry)
 
     def save(
         self,
@@ -513,7 +513,7 @@ def redraw(
 
 
 def rewrite_report(directory: Path) -> Path:
-    """Write the page of saved results, replacing the one that is there.
+    """Write the page of saved results, replacing the one that is there; warn of results that lack more than it.
 
     Raises
     ------
@@ -522,6 +522,8 @@ def rewrite_report(directory: Path) -> Path:
     """
     comparison = Comparison.load(directory)
     written = comparison.report(directory / folder.REPORT_HTML)
+    if lacking := comparison.run.unfinished:
+        warnings.warn(f"the results in {directory} are not finished: {lacking.how}", stacklevel=2)
     folder.add(directory, comparison.run, [written])
     return written
 

@@ -184,6 +184,9 @@ def test_ctrl_c_while_drawing_leaves_what_plot_finishes_as_it_was_asked_for() ->
     refused = run(*COMPARE)
     assert refused.returncode == 1
     assert "not finished: finish with `wd-analyze plot wd-analysis`" in refused.stderr
+    page = run("report", "wd-analysis")
+    assert page.returncode == 0
+    assert "are not finished: finish with `wd-analyze plot wd-analysis`" in page.stderr
 
     finished = run("plot", "wd-analysis")
     assert finished.returncode == 0, finished.stderr
@@ -268,6 +271,7 @@ def test_what_python_warns_of_is_a_line_like_other_warnings() -> None:
         (["--figures", "none", "--style", "talk"], "no figures are drawn"),
         (["--figures", "layers", "--x", "delta_m"], "it is for scatter, and --figures has layers"),
         (["--figures", "prediction", "--log"], "and --figures has prediction"),
+        (["--figures", "density"], "density shows single vectors: add --vectors"),
         (["--width", "0.2"], "not between 1.5 and 60"),
         (["--steps", "10,20", "--step", "30"], "30 is not among the --steps to keep"),
     ],

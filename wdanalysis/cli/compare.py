@@ -16,7 +16,7 @@ from wdanalysis.cli import console, options
 from wdanalysis.cli.figure_options import FigureChoice, with_figure_options
 from wdanalysis.cli.options import NUMBERS, OUTPUT, PREDICTIONS, SUBJECT
 from wdanalysis.decomposition import Axis
-from wdanalysis.figures.kinds import QUANTITIES
+from wdanalysis.figures.kinds import KINDS, QUANTITIES
 
 if TYPE_CHECKING:
     from wdanalysis.checkpoints.schedules import Schedule
@@ -181,7 +181,7 @@ def compare(
     if not named:
         raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
-    _check_figures(drawn, kept_steps, diagnostics=diagnostics)
+    _check_figures(drawn, kept_steps, diagnostics=diagnostics, vectors=vectors)
     geometry_chosen = options.geometry(geometry_with) if geometry_with else geometry
     given = _schedule(lr, schedule, schedule_steps, warmup, weight_decay or 0.0)
 
@@ -236,8 +236,15 @@ def compare(
         _print(compared, out, written)
 
 
-def _check_figures(drawn: FigureChoice, kept_steps: list[int] | None, *, diagnostics: bool) -> None:
+def _check_figures(
+    drawn: FigureChoice, kept_steps: list[int] | None, *, diagnostics: bool, vectors: bool
+) -> None:
     """Refuse figures of what is not going to be measured."""
+    of_vectors = [kind for kind in drawn.kinds or () if KINDS[kind].table == "vectors"]
+    if of_vectors and not vectors and set(drawn.kinds or ()) < set(KINDS):
+        raise typer.BadParameter(
+            f"{of_vectors[0]} shows single vectors: add --vectors", param_hint="--figures"
+        )
     if drawn.look is None:
         return
     for name, column in (("--x", drawn.look.x), ("--y", drawn.look.y)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def _finish(directory: Path, run: Run, written: Sequence[Path], old: Iterable[Pa
 
 def finishing(directory: Path) -> str:
     """The command that writes what an unfinished folder lacks."""
-    return f"wd-analyze plot {directory}"
+    return f"wd-analyze plot {shlex.quote(str(directory))}"
 
 
 def add(directory: Path, run: Run, written: Iterable[Path], *, finishes: bool = False) -> None:
