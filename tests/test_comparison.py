@@ -322,7 +322,7 @@ def test_ctrl_c_keeps_the_rows_measured_so_far(base: Path, tmp_path: Path) -> No
     base = write(tmp_path / "base.safetensors", llama(layers=40))
     calls = iter(range(1000))
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(phase: str, done: int, total: int) -> None:
         if next(calls) == 9:
             raise KeyboardInterrupt
 
@@ -339,7 +339,7 @@ def test_ctrl_c_keeps_the_rows_measured_so_far(base: Path, tmp_path: Path) -> No
 def test_progress_ends_at_the_bytes_of_the_compared_matrices(base: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     tuned = write(tmp_path / "ft.safetensors", moved(llama()))
-    wd.compare(base, tuned, modules="q", progress=lambda done, total: told.append((done, total)))
+    wd.compare(base, tuned, modules="q", progress=lambda phase, done, total: told.append((done, total)))
     assert told[0] == (0, 2 * 3 * 8 * 8 * 4)
     assert told[-1] == (told[0][1],) * 2
     assert np.all(np.diff([done for done, _ in told]) >= 0)
@@ -473,7 +473,7 @@ def test_ctrl_c_before_the_first_matrix_is_done(
 
 def test_a_checkpoint_that_vanishes_in_mid_run_loses_nothing(base: Path, tmp_path: Path) -> None:
     ft = write(tmp_path / "ft.safetensors", moved(llama()))
-    compared = wd.compare(base, ft, progress=lambda done, _: ft.unlink(missing_ok=True) if done else None)
+    compared = wd.compare(base, ft, progress=lambda _, done, __: ft.unlink(missing_ok=True) if done else None)
     assert compared.run.inputs["ft"][0].files[0].bytes > 0
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
@@ -24,7 +25,7 @@ from wdanalysis.measure.plan import Plan, plan
 from wdanalysis.measure.rows import MatrixChange
 from wdanalysis.measure.stream import stream
 from wdanalysis.results import folder
-from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, inputs_of, versions
+from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, Unfinished, inputs_of, versions
 from wdanalysis.results.vectors import Vectors, VectorsFile
 from wdanalysis.writing import encodable
 
@@ -41,6 +42,17 @@ if TYPE_CHECKING:
 PathLike: TypeAlias = str | Path
 Named: TypeAlias = tuple[str | None, PathLike]
 """A method's name and a path of it; None: the path's own name."""
+
+
+Phases: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being done (`PHASES`), how much of it is done, and how much there is to do."""
+
+ONE_STACK = "merge_stacks changes nothing: the model has one stack"
+
+PHASES = ("reading", "singular values", "writing tables", "drawing", "writing report")
+"""What takes time: bytes are read, matrices decomposed, figures drawn."""
+
+READING, SINGULAR_VALUES, TABLES, DRAWING, REPORT = PHASES
 
 
 class Interrupted(KeyboardInterrupt):
@@ -340,7 +352,7 @@ class Comparison:
         """
         from wdanalysis import report
 
-        return report.write(Path(path), self._findings, self.run, self.spectra, self.geometry)
+        return report.write(Path(path), self._findings, self.run.finished(), self.spectra, self.geometry)
 
     def save(
         self,
@@ -350,6 +362,7 @@ class Comparison:
         look: Look | None = None,
         force: bool = False,
         report: bool = True,
+        progress: Phases | None = None,
     ) -> list[Path]:
         """Write tables, provenance, figures and the HTML report into a folder; each file appears whole or not at all.
 
@@ -366,6 +379,8 @@ class Comparison:
             Replace the results that are in the folder; other files in it stay.
         report
             Whether to write ``report.html``, where the extra `report` is installed.
+        progress
+            Called with ``"drawing"`` …, what is done of it, and how much there is.
 
         Returns
         -------
@@ -388,24 +403,31 @@ class Comparison:
         from wdanalysis.figures.kinds import KINDS, Look
 
         directory, look = Path(directory), look or Look()
-        kinds = KINDS if figures is None else figures
+        kinds = list(KINDS if figures is None else figures)
+        folder.check_free(directory, force=force)
+        tell = _telling(progress)
+        tell(TABLES, 0, 1)
         tables = self._tables()
         planned = batch.planned_figures(tables, kinds, look)
-        folder.check_free(directory, force=force)
-        with batch.drawing(tables, planned, directory / folder.FIGURES, look) as finish:
+        _warn_of_missing(kinds, {figure.kind for figure in planned}, tables)
+        to_do = Unfinished(figures=kinds, look=dataclasses.asdict(look), report=report)
+        drawn_of = partial(tell, DRAWING)
+        with batch.drawing(tables, planned, directory / folder.FIGURES, look, drawn_of) as finish:
 
             def others() -> list[Path]:
+                tell(TABLES, 1, 1)
                 with _tables_are_whole(directory):
-                    pages = (
-                        [self.report(directory / folder.REPORT_HTML)]
-                        if report and page.is_available()
-                        else []
-                    )
+                    pages = self._pages(directory, tell) if report and page.is_available() else []
                     return [*finish(), *pages]
 
-            return folder.save(
-                directory, self._findings, self.run, self.spectra, self.geometry, self.vectors, others=others
-            )
+            found = (self._findings, self.run, self.spectra, self.geometry, self.vectors)
+            return folder.save(directory, *found, others=others, to_do=to_do)
+
+    def _pages(self, directory: Path, tell: Phases) -> list[Path]:
+        tell(REPORT, 0, 1)
+        written = [self.report(directory / folder.REPORT_HTML)]
+        tell(REPORT, 1, 1)
+        return written
 
     @classmethod
     def load(cls, directory: str | Path) -> Comparison:
@@ -464,33 +486,58 @@ report(path) writes them for a browser>
 def redraw(
     directory: Path,
     *,
-    figures: Iterable[str],
+    figures: Iterable[str] | None = None,
     look: Look | None = None,
     merge_stacks: bool = False,
+    progress: Phases | None = None,
 ) -> list[Path]:
-    """Draw the figures of saved results again, replacing those of the same name.
+    """Draw the figures of saved results again, replacing those of the same name, and finish results that are not whole.
 
-    `merge_stacks` draws encoder, decoder and cross-attention on one panel, also where the tables have them apart.
+    Parameters
+    ----------
+    directory
+        Where the results are.
+    figures, look
+        As for `Comparison.save`. None: of results that are not finished what they were to have, else all as usual.
+    merge_stacks
+        Draws encoder, decoder and cross-attention on one panel, also where the tables have them apart.
+    progress
+        As for `Comparison.save`.
+
+    Returns
+    -------
+    list of Path
+        The figures and their captions; and the report, where it was still to be written.
 
     Raises
     ------
     OutputError
         There are no results, or the folder cannot be written.
     """
+    from wdanalysis import report as page
     from wdanalysis.analysis.table import merged_stacks
-    from wdanalysis.figures.batch import save_figures
+    from wdanalysis.figures.batch import drawing, planned_figures
+    from wdanalysis.figures.kinds import KINDS, Look
 
-    comparison = Comparison.load(directory)
-    metrics = merged_stacks(comparison.metrics) if merge_stacks else comparison.metrics
-    with _tables_are_whole(directory):
-        tables = {**comparison._tables(), "metrics": metrics}
-        drawn = save_figures(tables, directory / folder.FIGURES, kinds=figures, look=look)
-    folder.add(directory, comparison.run, drawn)
-    return drawn
+    saved, tell = Comparison.load(directory), _telling(progress)
+    to_do = saved.run.unfinished or Unfinished(figures=tuple(KINDS))
+    kinds = list(to_do.figures if figures is None else figures)
+    look = look or Look(**to_do.look)
+    shown = dataclasses.replace(saved, metrics=merged_stacks(saved.metrics)) if merge_stacks else saved
+    if merge_stacks and shown.metrics["stack"].nunique() < 2:
+        warnings.warn(ONE_STACK, stacklevel=2)
+    tables = shown._tables()
+    planned = planned_figures(tables, kinds, look)
+    _warn_of_missing(kinds, {figure.kind for figure in planned}, tables)
+    with drawing(tables, planned, directory / folder.FIGURES, look, partial(tell, DRAWING)) as finish:
+        pages = saved._pages(directory, tell) if to_do.report and page.is_available() else []
+        written = [*finish(), *pages]
+    folder.add(directory, saved.run, written, finishes=True)
+    return written
 
 
 def rewrite_report(directory: Path) -> Path:
-    """Write the page of saved results, replacing the one that is there.
+    """Write the page of saved results, replacing the one that is there; warn of results that lack more than it.
 
     Raises
     ------
@@ -499,8 +546,32 @@ def rewrite_report(directory: Path) -> Path:
     """
     comparison = Comparison.load(directory)
     written = comparison.report(directory / folder.REPORT_HTML)
+    if lacking := comparison.run.unfinished:
+        warnings.warn(f"the results in {directory} are not finished: {lacking.how}", stacklevel=2)
     folder.add(directory, comparison.run, [written])
     return written
+
+
+def _telling(progress: Phases | None) -> Phases:
+    return progress or (lambda phase, done, total: None)
+
+
+def _warn_of_missing(
+    kinds: Collection[str], planned: Collection[str], tables: Mapping[str, pd.DataFrame]
+) -> None:
+    """Warn of kinds of figures that were asked for by name and have nothing to show."""
+    from wdanalysis.figures.kinds import KINDS
+
+    for kind in kinds:
+        if kind not in planned and len(kinds) < len(KINDS):
+            table = KINDS[kind].table
+            empty = table not in tables or tables[table].empty
+            lack = (
+                f"this comparison has no {table.replace('_', ' ')}"
+                if empty
+                else "it needs several layers, steps or modules"
+            )
+            warnings.warn(f"no {kind} is drawn: {lack}", stacklevel=3)
 
 
 @contextmanager
@@ -508,9 +579,11 @@ def _tables_are_whole(directory: Path) -> Iterator[None]:
     """Say of what hinders drawing that the tables are there."""
     try:
         yield
-    except OutputError as error:
+    except (OutputError, ComparisonError) as error:
         raise OutputError(
-            f"{error} The tables there are whole; `wd-analyze plot {directory}` draws the figures from them."
+            f"{str(error).rstrip('.')}. The tables there are whole; `{folder.finishing(directory)}` draws the figures "
+            "from them.",
+            parameter=error.parameter,
         ) from error
 
 
@@ -530,8 +603,7 @@ def compare(
     geometry: bool | GeometryOptions = False,
     merge_stacks: bool = False,
     vectors: bool = False,
-    progress: Progress | None = None,
-    spectra_progress: Progress | None = None,
+    progress: Phases | None = None,
 ) -> Comparison:
     """Measure ΔM (Eq. 3) and ΔD (Eq. 4) of every tuned checkpoint against the base.
 
@@ -576,9 +648,8 @@ def compare(
         Whether to keep what each vector did (`Comparison.vectors`): about 10 bytes a vector, in a temporary file until
         it is saved.
     progress
-        Called with the bytes read and the bytes to read.
-    spectra_progress
-        Called with the matrices whose singular values or geometry are taken and the number of all.
+        Called with ``"reading"``, the bytes read and the bytes to read; then with ``"singular values"``, the matrices
+        whose singular values or geometry are taken, and the number of all.
 
     Returns
     -------
@@ -606,11 +677,16 @@ def compare(
         raise ValueError(
             f"axis is 'out' (a vector per output feature) or 'in' (per input feature), not {axis!r}"
         )
-    started = time.time()
+    started, tell = time.time(), _telling(progress)
     layers = None if layers is None else sorted(set(layers))
     base_checkpoint = open_checkpoint(base)
     methods = _open_methods(_named_paths(tuned), alpha=alpha, steps=steps)
     _refuse_runs(methods, {"spectra": spectra, "geometry": bool(geometry), "vectors": vectors})
+    if alpha is not None and not _any_adapter(methods):
+        raise ComparisonError(
+            "alpha is that of adapters, and none is compared: leave it out", parameter="alpha"
+        )
+    known, on_schedules = _schedules(methods, schedule, weight_decay)
     planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
     inputs = {
         "BASE": inputs_of([base_checkpoint]),
@@ -623,7 +699,7 @@ def compare(
         keep = None if file is None else file.add
         try:
             for measured in stream(
-                planned, axis, diagnostics=diagnostics, keep_vectors=keep, progress=progress
+                planned, axis, diagnostics=diagnostics, keep_vectors=keep, progress=partial(tell, READING)
             ):
                 rows.extend(measured)
         except KeyboardInterrupt:
@@ -631,7 +707,7 @@ def compare(
     measured_at = time.time()
     whole = _WholeMatrices(spectra=spectra, geometry=geometry)
     if complete and whole.takers:
-        complete = whole.observe(planned, spectra_progress)
+        complete = whole.observe(planned, partial(tell, SINGULAR_VALUES))
     seconds = Seconds(
         open=round(opened - started, 3),
         measure=round(measured_at - opened, 3),
@@ -640,9 +716,10 @@ def compare(
     from wdanalysis.analysis.prediction import schedule_table
     from wdanalysis.analysis.table import keep_changed, merged_stacks, metrics_table
 
-    known, on_schedules = _schedules(methods, schedule, weight_decay)
-    metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
+    metrics, on_metrics = keep_changed(metrics_table(rows, list(methods)), planned)
     metrics = merged_stacks(metrics) if merge_stacks else metrics
+    if merge_stacks and metrics["stack"].nunique() < 2:
+        on_metrics = [*on_metrics, ONE_STACK]
     run = Run(
         versions=versions(),
         options=Options(
@@ -662,7 +739,7 @@ def compare(
         inputs=inputs,
         skipped=planned.skipped,
         warnings=tuple(
-            dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *warnings])
+            dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *on_metrics])
         ),
         seconds=seconds,
         bytes_read=planned.nbytes,
@@ -702,6 +779,10 @@ def _refuse_runs(methods: Mapping[str, Series], wanted: Mapping[str, bool]) -> N
                 )
 
 
+def _any_adapter(methods: Mapping[str, Series]) -> bool:
+    return any(checkpoint.is_adapter for series in methods.values() for checkpoint in series.checkpoints)
+
+
 def _schedules(
     methods: Mapping[str, Series],
     given: Schedule | Mapping[str, Schedule] | None,
@@ -712,7 +793,7 @@ def _schedules(
     Raises
     ------
     ComparisonError
-        One is given for a method that is not compared.
+        One is given for a method that is not compared; or a weight decay, and nothing lacks it.
     """
     by_method = dict.fromkeys(methods, given) if isinstance(given, Schedule) else given or {}
     if unknown := sorted(by_method.keys() - methods.keys()):
@@ -722,10 +803,27 @@ def _schedules(
         )
     found = {method: by_method.get(method) or find_schedule(series) for method, series in methods.items()}
     known = {method: schedule for method, schedule in found.items() if schedule is not None}
+    if weight_decay is not None and all(schedule.weight_decay is not None for schedule in known.values()):
+        raise ComparisonError(
+            "a weight decay is given, and "
+            + ("every schedule tells its own" if known else "no schedule is known")
+            + ": leave it out",
+            parameter="weight_decay",
+        )
     notes = [
         f"{schedule.source} does not tell the weight decay of {method}: predictions from it take 0"
         for method, schedule in known.items()
         if schedule.weight_decay is None and weight_decay is None
+    ]
+    notes += [
+        f"{schedule.source} tells the weight decay of {method}: the one given is not used"
+        for method, schedule in known.items()
+        if schedule.weight_decay is not None and weight_decay is not None
+    ]
+    notes += [
+        f"nothing is predicted of {method}: no step of its checkpoints is known"
+        for method in known
+        if given and all(checkpoint.step is None for checkpoint in methods[method].checkpoints)
     ]
     notes += [
         f"the schedule of {method} ends at step {len(schedule.learning_rates)}: nothing is predicted beyond"
@@ -751,7 +849,7 @@ class _WholeMatrices:
         self.takers = [taker for taker in (self._geometry, self._spectra) if taker]
         self.observed = False
 
-    def observe(self, planned: Plan, progress: Progress | None) -> bool:
+    def observe(self, planned: Plan, progress: Progress) -> bool:
         """Take it of a plan's matrices; False where Ctrl-C cut that short."""
         from wdanalysis.measure.spectra import observe
 

@@ -224,7 +224,11 @@ def _names(tables: Tables, kind: str) -> list[str]:
 
 @contextmanager
 def drawing(
-    tables: Tables, figures: Sequence[PlannedFigure], directory: Path, look: Look
+    tables: Tables,
+    figures: Sequence[PlannedFigure],
+    directory: Path,
+    look: Look,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Callable[[], list[Path]]]:
     """Let helpers draw figures beside what the caller does; the function that this gives draws the rest and writes.
 
@@ -234,15 +238,27 @@ def drawing(
         As for `save_figures`.
     figures
         As `planned_figures` returns them.
+    progress
+        Called with the figures drawn and the number of all.
     """
     work = Work(tables, look, _settings())
     with _helped(work, figures) as (left, begun):
 
+        def tell(drawn: Mapping[PlannedFigure, DrawnFigure]) -> None:
+            if progress and figures:
+                of_helpers = sum(work.done() for figure, work in list(begun.items()) if figure not in drawn)
+                progress(len(drawn) + of_helpers, len(figures))
+
         def finish() -> list[Path]:
-            drawn = {figure: work.draw(figure) for figure in _taken(left)}
+            drawn: dict[PlannedFigure, DrawnFigure] = {}
+            tell(drawn)
+            for figure in _taken(left):
+                drawn[figure] = work.draw(figure)
+                tell(drawn)
             for figure in figures:
                 if figure not in drawn:
                     drawn[figure] = _brought(begun.get(figure)) or work.draw(figure)
+                    tell(drawn)
             _warn_of_glyphs(drawn.values())
             paths = [_write(directory / figure.file, drawn[figure].content) for figure in figures]
             texts = [_captioned(figure, drawn[figure]) for figure in figures]
