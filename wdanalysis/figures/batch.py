@@ -113,7 +113,7 @@ class Work:
         tables = self.part(figure).tables
         options: dict[str, Any] = {name: tables[name] for name in kind.beside if name in tables}
         options |= {name: getattr(look, name) for name in kind.takes}
-        options |= {"title": look.title, "figsize": (look.width or style.SIZES[look.style][1], None)}
+        options |= {"title": look.title, "figsize": (look.width, None) if look.width else None}
         file = io.BytesIO()
         with (
             warnings.catch_warnings(record=True) as caught,
@@ -203,13 +203,15 @@ def planned_figures(tables: Tables, kinds: Iterable[str], look: Look) -> list[Pl
 
 def _names(tables: Tables, kind: str) -> list[str]:
     """The modules of which there is a figure of a kind; [""] where one shows all."""
-    from wdanalysis.analysis.table import apart
+    from wdanalysis.analysis.table import apart, merged_stacks
 
     metrics, shown = tables["metrics"], tables.get(KINDS[kind].table)
     if shown is None or not metrics["delta_m"].notna().any():
         return []
+    if kind in ("figure2", "figure8"):
+        shown = merged_stacks(shown)
     if kind in ("layers", "figure8"):
-        shown = apart(shown)
+        shown = apart(shown) if kind == "layers" else shown
         by_module = shown.groupby("module", sort=False)["layer"].nunique()
         shown = shown[shown["module"].map(by_module) > 1]
     elif kind == "trajectory":
