@@ -42,7 +42,9 @@ def tables(methods: Sequence[str], steps: int, layers: int, **more: float) -> di
     """Every table that figures are drawn from."""
     rows = metrics(methods, steps, layers, **more)
     factor = np.random.default_rng(2).normal(1, 0.1, len(rows))
-    predicted = rows.assign(law="diffusing_weights", quantity="delta_d", observed=rows["delta_d"], fitted=0.43)
+    predicted = rows.assign(
+        law="diffusing_weights", quantity="delta_d", observed=rows["delta_d"], fitted=0.43
+    )
     vectors = rows.loc[rows.index.repeat(3)].assign(rel_delta_m=lambda table: 10 * table["delta_m"])
     return {
         "metrics": rows,
@@ -73,11 +75,20 @@ def faults(figure: Figure) -> list[str]:
     boxes = text_boxes(figure)
     inside = figure.bbox.padded(1)
     return [
-        *(f"{text!r} leaves the figure" for text, box in boxes if not (box.x0 >= inside.x0 and box.x1 <= inside.x1)),
-        *(f"{text!r} leaves the figure" for text, box in boxes if not (box.y0 >= inside.y0 and box.y1 <= inside.y1)),
+        *(
+            f"{text!r} leaves the figure"
+            for text, box in boxes
+            if not (box.x0 >= inside.x0 and box.x1 <= inside.x1)
+        ),
+        *(
+            f"{text!r} leaves the figure"
+            for text, box in boxes
+            if not (box.y0 >= inside.y0 and box.y1 <= inside.y1)
+        ),
         *(
             f"{text!r} and {other!r} overlap"
             for (text, box), (other, beside) in itertools.combinations(boxes, 2)
-            if (common := Bbox.intersection(box, beside)) is not None and min(common.width, common.height) > 0.5
+            if (common := Bbox.intersection(box, beside)) is not None
+            and min(common.width, common.height) > 0.5
         ),
     ]

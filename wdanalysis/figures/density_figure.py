@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
+from wdanalysis.figures.kinds import Title
 
 BINS = 60
 """Cells of a side."""
@@ -28,7 +29,7 @@ def density(
     methods: selection.Names = None,
     step: int | None = None,
     cmap: str | Colormap | None = None,
-    title: str = "short",
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
 ) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,12 +13,13 @@ from matplotlib.figure import Figure
 
 from wdanalysis.analysis.table import apart
 from wdanalysis.figures import selection, style
+from wdanalysis.figures.kinds import Title
 
 WIDE_RANGE = 100.0
 """Colours are logarithmic by default where the values differ by more than this factor."""
 
-TALLEST = 4.0
-"""Inches that the cells of a panel are high at most; of more modules every second, third … is named."""
+MOST_LINES = 28
+"""Of more modules only every second, third … is named, and their rows are lower."""
 
 
 def heatmap(
@@ -27,7 +30,7 @@ def heatmap(
     step: int | None = None,
     log: bool | None = None,
     cmap: str | Colormap | None = None,
-    title: str = "short",
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
 ) -> Figure:
@@ -77,32 +80,35 @@ def heatmap(
     one_step = len(set(steps.values())) == 1
     runs_note = selection.runs_note(rows).partition(";")[0].replace("strong: ", "")
     rows = selection.over_runs(rows)
-    names, shown = selection.ordered(rows, modules), selection.unique(rows, "method")
-    table = selection.per_layer(rows[rows["layer"].notna()], ["method", "module", "layer"])
+    in_layers = rows[rows["layer"].notna()]
+    names, shown = selection.ordered(in_layers, modules), selection.unique(rows, "method")
+    table = selection.per_layer(in_layers, ["method", "module", "layer"])
     places = _all_layers(table)
 
     with style.context():
-        high = min(0.17 * len(names), TALLEST)
-        sheet = style.sheet(2 * len(shown), columns=2, panel_height=0.42 + high, ax=ax, figsize=figsize)
+        lines = min(len(names), MOST_LINES)
+        high = 1.2 * style.line_height() * lines / style.growth()
+        sheet = style.sheet(2 * len(shown), columns=2, panel_height=0.36 + high, ax=ax, figsize=figsize)
+        paired = sheet.columns == 2 or not sheet.is_own
         if sheet.is_own and (figsize is None or figsize[1] is None):
-            bars = 1 if sheet.columns == 2 else 2
+            bars = 1 if paired else 2
             sheet.figure.set_figheight(sheet.figure.get_figheight() + bars * 4 * style.line_height())
+        colours = style.image_colours(cmap)
         over = dict(zip(shown, style.fitted(shown, sheet.title_width), strict=True))
         named = style.fitted(names, 0.4 * sheet.title_width)
-        every = -(-len(names) // max(1, int(high * min(style.text_size() / 8, 1.4) / style.line_height())))
+        every = math.ceil(len(names) / max(1, lines))
         for place, column in enumerate(selection.VALUES):
-            panels = sheet.panels[place::2]
-            colours = ScalarMappable(_norm(table[column], log), cmap or style.image_colours())
+            panels = sheet.panels[place::2] if paired else sheet.panels[place * len(shown) :][: len(shown)]
+            norm = _norm(table[column], log)
             for panel, method in zip(panels, shown, strict=True):
                 of_method = table[table["method"] == method]
-                _draw_cells(panel, of_method, column, names, places, colours)
+                _draw_cells(panel, of_method, column, names, places, norm, colours)
                 panel.set_yticks(range(0, len(names), every), named[::every])
-                panel.set_title(over[method] if place == 0 or sheet.columns == 1 else "", loc="left")
-                if sheet.columns == 2:
-                    panel.tick_params(labelleft=place == 0)
-                    panel.set_xlabel("layer" if method == shown[-1] else "")
+                panel.set_title("" if paired and place else over[method], loc="left")
+                panel.tick_params(labelleft=not (paired and place), labelbottom=method == shown[-1])
+                panel.set_xlabel("layer" if method == shown[-1] else "")
             if len(table):
-                sheet.colour_bar_below(colours, selection.VALUES[column], panels)
+                sheet.colour_bar_below(ScalarMappable(norm, colours), selection.VALUES[column], panels)
         sheet.entitle(
             title,
             selection.heading([], "ΔM and ΔD by layer and module", axis),
@@ -124,12 +130,12 @@ def _draw_cells(
     column: str,
     modules: list[str],
     layers: np.ndarray,
-    colours: ScalarMappable,
+    norm: Normalize,
+    colours: Colormap,
 ) -> None:
     panel.tick_params(length=0)
     panel.grid(visible=False)
     panel.spines[:].set_visible(False)
-    panel.set_xlabel("layer")
     if table.empty:
         panel.set_axis_off()
         style.message(panel, "no layers with values")
@@ -138,7 +144,7 @@ def _draw_cells(
     panel.set_facecolor(style.MISSING)
     edges = (np.arange(layers[0], layers[-1] + 2) - 0.5, np.arange(len(modules) + 1) - 0.5)
     values = cells.to_numpy(float, na_value=np.nan)
-    panel.pcolormesh(*edges, values, norm=colours.norm, cmap=colours.cmap)
+    panel.pcolormesh(*edges, values, norm=norm, cmap=colours)
     panel.set_ylim(edges[1][-1], edges[1][0])
     style.integer_axis(panel.xaxis, ticks=10)
     dotted = table[table["near_floor"]]

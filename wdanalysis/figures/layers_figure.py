@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from wdanalysis.analysis.table import apart, merged_stacks
 from wdanalysis.figures import profiles, selection, style
+from wdanalysis.figures.kinds import Title
 
 STACK_LINES = ("-", "--", ":", "-.")
 """Dashes of the lines of the first, second … stack."""
@@ -24,7 +25,7 @@ def layers(
     step: int | None = None,
     log: bool | None = None,
     cmap: str | Colormap | None = None,
-    title: str = "short",
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
 ) -> Figure:
@@ -78,7 +79,7 @@ def figure8(
     step: int | None = None,
     log: bool | None = None,
     cmap: str | Colormap | None = None,
-    title: str = "short",
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
 ) -> Figure:
@@ -117,7 +118,7 @@ def _by_layer(
     step: int | None,
     log: bool | None,
     cmap: str | Colormap | None,
-    title: str,
+    title: Title,
     ax: style.AxLike | None,
     figsize: style.FigSize | None,
 ) -> Figure:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import profiles, selection, style
+from wdanalysis.figures.kinds import Title
 
 PANELS = {"loss": "training loss", "held_out_loss": "held-out loss"}
 
@@ -20,7 +21,7 @@ def losses(
     *,
     methods: selection.Names = None,
     cmap: str | Colormap | None = None,
-    title: str = "short",
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
 ) -> Figure:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
-from wdanalysis.figures.kinds import QUANTITIES
+from wdanalysis.figures.kinds import QUANTITIES, Title
 from wdanalysis.figures.profiles import SQUASHED
 from wdanalysis.figures.scatter_figure import MANY_POINTS
 
@@ -22,7 +22,7 @@ def prediction(
     *,
     methods: selection.Names = None,
     cmap: str | Colormap | None = None,
-    title: str = "short",
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
 ) -> Figure:

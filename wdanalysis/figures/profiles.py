@@ -82,8 +82,8 @@ def legend(
         (Line2D([], [], **line_style(styles[method], points)), label) for method, label in labels.items()
     ]
     if len(stacks) > 1:
-        entries += [
-            (Line2D([], [], color=style.quiet(), linestyle=dashes), stack or "other")
-            for stack, dashes in stacks.items()
-        ]
+        looks: dict[str, dict[str, Any]] = {
+            stack: {"color": style.quiet(), "linestyle": dashes} for stack, dashes in stacks.items()
+        }
+        entries += [(Line2D([], [], **look), stack or "other") for stack, look in looks.items()]
     return entries

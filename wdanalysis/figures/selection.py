@@ -29,7 +29,7 @@ Names: TypeAlias = "str | Sequence[str] | None"
 
 
 def chosen(table: pd.DataFrame, **wanted: Names) -> pd.DataFrame:
-    """Return the rows whose columns have the wanted values, in the order of the table: `method="ft", module=["q", "v"]`.
+    """Return the rows whose columns have the wanted values, in its order: `method="ft", module=["q", "v"]`.
 
     Raises
     ------

@@ -11,6 +11,7 @@ from matplotlib.patheffects import withStroke
 
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
+from wdanalysis.figures.kinds import Title
 
 BINS = 40
 """Bars from r = −1 to 1."""
@@ -22,7 +23,7 @@ def steps(
     *,
     methods: selection.Names = None,
     cmap: str | Colormap | None = None,
-    title: str = "short",
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
     correlations: pd.DataFrame | None = None,

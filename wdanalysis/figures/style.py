@@ -40,6 +40,7 @@ from matplotlib.ticker import (
 from numpy.typing import NDArray
 
 from wdanalysis.errors import OutputError
+from wdanalysis.figures.kinds import Title
 
 WIDTH = 6.75
 """Inches: the text width of a two-column paper."""
@@ -84,9 +85,12 @@ RC: Mapping[str, Any] = MappingProxyType(
 )
 
 STROKES: Mapping[str, float] = MappingProxyType(
-    {"axes.linewidth": 0.6, "grid.linewidth": 0.5, "lines.linewidth": 1.3, "lines.markersize": 4.0}
+    {
+        **{"axes.linewidth": 0.6, "grid.linewidth": 0.5, "lines.linewidth": 1.3, "lines.markersize": 4.0},
+        **{f"{axis}tick.major.{name}": 3.5 for axis in "xy" for name in ("size", "pad")},
+    }
 )
-"""Widths in points beside text of 8 pt; larger text has wider ones."""
+"""Points beside text of 8 pt; larger text has more."""
 
 METADATA: Mapping[str, Mapping[str, None]] = MappingProxyType(
     {
@@ -152,10 +156,11 @@ def context(style: str = "paper", font: str | None = None) -> Iterator[None]:
         yield
         return
     points, width = SIZES[style]
-    default, now = matplotlib.rcParamsDefault, matplotlib.rcParams
-    wanted = {"font.size": points, "figure.figsize": (width, width), **RC}
+    default: Any = matplotlib.rcParamsDefault
+    now: Any = matplotlib.rcParams
+    wanted: dict[str, Any] = {"font.size": points, "figure.figsize": (width, width), **RC}
     wanted |= {name: strokes * points / 8 for name, strokes in STROKES.items()}
-    rc = {name: value for name, value in wanted.items() if now[name] == default[name]}
+    rc: Any = {name: value for name, value in wanted.items() if now[name] == default[name]}
     if (
         "axes.grid" in rc and "grid.color" not in rc
     ):  # a style's colour, chosen for a grid that it does not draw
@@ -199,6 +204,11 @@ def em() -> float:
     return text_size() / 72
 
 
+def growth() -> float:
+    """Return how much higher than beside text of 8 pt a panel is by now."""
+    return min(text_size() / 8, 1.4)
+
+
 def line_height() -> float:
     """Return the inches that a line of text takes."""
     return 1.35 * em()
@@ -216,9 +226,10 @@ def ground() -> str:
 
 def quiet() -> str:
     """Return the colour of what is said beside the data."""
-    return to_hex(
-        [0.69 * fore + 0.31 * back for fore, back in zip(to_rgb(ink()), to_rgb(ground()), strict=True)]
+    red, green, blue = (
+        0.69 * fore + 0.31 * back for fore, back in zip(to_rgb(ink()), to_rgb(ground()), strict=True)
     )
+    return to_hex((red, green, blue))
 
 
 def text_width(text: str, font: FontProperties | None = None) -> float:
@@ -346,14 +357,14 @@ class Sheet:
         bar.outline.set_visible(False)
         number_axis(bar.ax.xaxis, label)
 
-    def entitle(self, title: str, heading: str, *sentences: str) -> None:
+    def entitle(self, title: Title, heading: str, *sentences: str) -> None:
         """Give a figure its caption, and over it as much of that as `title` says; empty sentences are left out."""
         if not self.is_own:
             return
         said = [sentence for sentence in sentences if sentence]
         if isinstance(self.figure, Drawing):
             self.figure.heading, self.figure.caption = heading, " ".join(map(as_sentence, said))
-        shown = {"none": [], "short": [heading], "full": [heading, *said]}[title]
+        shown: list[str] = {"none": [], "short": [heading], "full": [heading, *said]}[title]
         width = float(self.figure.get_figwidth()) * 0.98
         if lines := [part for line in shown for part in wrapped(line, width)]:
             self.figure.suptitle("\n".join(lines), x=0.01, ha="left")
@@ -406,7 +417,7 @@ def sheet(
     rows = math.ceil(panels / columns)
     if height is None:
         # Large text makes panels higher.
-        height = line_height() * 2 + panel_height * rows * blocks * min(text_size() / 8, 1.4)
+        height = line_height() * 2 + panel_height * rows * blocks * growth()
         height += line_height() * 1.2 * _legend_rows(legend, width)
     figure = Drawing(figsize=(width, height), layout="constrained")
     made = figure.subplots(rows * blocks, columns, squeeze=False).reshape(blocks, rows * columns)
@@ -476,9 +487,9 @@ def layer_colours(cmap: str | Colormap | None = None) -> Colormap:
     return ListedColormap(matplotlib.colormaps["viridis"](seen), name="layers")
 
 
-def image_colours() -> Colormap:
-    """Return the user's colours of cells, by default viridis."""
-    return matplotlib.colormaps[matplotlib.rcParams["image.cmap"]]
+def image_colours(cmap: str | Colormap | None = None) -> Colormap:
+    """Return a caller's or a user's colours of cells, by default viridis."""
+    return matplotlib.colormaps.get_cmap(cmap or matplotlib.rcParams["image.cmap"])
 
 
 def fitted(names: Sequence[str], inches: float) -> list[str]:
@@ -571,18 +582,18 @@ class Ticks(Locator):
         self._locators = locators
         self._font = FontProperties()
 
-    def set_axis(self, axis: Axis) -> None:
+    def set_axis(self, axis: Any) -> None:
         """Take the axis that this is of."""
         super().set_axis(axis)
         for locator in self._locators:
             locator.set_axis(axis)
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Sequence[float]:
         """Return the places of the ticks."""
         assert self.axis is not None
         return self.tick_values(*self.axis.get_view_interval())
 
-    def tick_values(self, vmin: float, vmax: float) -> Any:
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         """Return the places of the ticks between two values."""
         low, high = sorted((vmin, vmax))
         ticks = np.empty(0)
@@ -591,7 +602,7 @@ class Ticks(Locator):
             ticks = ticks[(ticks >= low) & (ticks <= high)]
             if self._have_room(ticks, low, high):
                 break
-        return ticks
+        return list(map(float, ticks))
 
     def _have_room(self, ticks: NDArray[Any], low: float, high: float) -> bool:
         axis: Any = self.axis
@@ -601,7 +612,9 @@ class Ticks(Locator):
         is_x = axis.axis_name == "x"
         inches = (axis.axes.bbox.width if is_x else axis.axes.bbox.height) / axis.axes.figure.dpi
         labels = axis.get_major_formatter().format_ticks(ticks)
-        needed = np.array([text_width(label, self._font) + 0.6 * em if is_x else 1.15 * em for label in labels])
+        needed = np.array(
+            [text_width(label, self._font) + 0.6 * em if is_x else 1.15 * em for label in labels]
+        )
         places = axis.get_transform().transform(np.array([low, *ticks, high]))
         apart = np.abs(np.diff(places[1:-1]) / (places[-1] - places[0])) * inches
         return bool((apart >= (needed[:-1] + needed[1:]) / 2).all())

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from wdanalysis.analysis.floors import near_floor
 from wdanalysis.figures import profiles, selection, style
+from wdanalysis.figures.kinds import Title
 
 
 def trajectory(
@@ -20,7 +21,7 @@ def trajectory(
     methods: selection.Names = None,
     log: bool | None = None,
     cmap: str | Colormap | None = None,
-    title: str = "short",
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
 ) -> Figure:
