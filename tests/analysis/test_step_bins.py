@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def test_every_step_is_in_one_of_at_most_seven_ranges_of_one_round_width(seed) -
     assert all(at.first <= step <= at.last for step, at in bins.items())
     shown = list(dict.fromkeys(bins.values()))
     assert 1 < len(shown) <= MOST_BINS
-    assert all(after.first > before.last for before, after in zip(shown, shown[1:], strict=False))
+    assert all(after.first > before.last for before, after in itertools.pairwise(shown))
     (width,) = {at.last - at.first + (at.first > 0) for at in shown}
     assert str(width).rstrip("0") in {"1", "2", "5"}
     assert all(at.last % width == 0 for at in shown)

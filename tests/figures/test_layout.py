@@ -121,7 +121,9 @@ def test_what_a_user_has_set_stays() -> None:
 
 def test_a_colour_map_is_that_of_the_caller() -> None:
     of = tables(SHORT[:2], 5, 4)
-    (points,) = [c for c in drawn("scatter", of, cmap="plasma").axes[0].collections if c.get_array() is not None][:1]
+    (points,) = [
+        c for c in drawn("scatter", of, cmap="plasma").axes[0].collections if c.get_array() is not None
+    ][:1]
     assert points.get_cmap()(0.3)[:3] == matplotlib.colormaps["plasma"](0.3)[:3]
     first = drawn("layers", of, cmap="plasma").axes[0].lines[0]
     assert first.get_color() == matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](0.0))

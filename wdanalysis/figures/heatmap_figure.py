@@ -96,7 +96,7 @@ def heatmap(
         colours = style.image_colours(cmap)
         over = dict(zip(shown, style.fitted(shown, sheet.title_width), strict=True))
         named = style.fitted(names, 0.4 * sheet.title_width)
-        every = math.ceil(len(names) / max(1, lines))
+        every = max(1, math.ceil(len(names) / max(1, lines)))
         for place, column in enumerate(selection.VALUES):
             panels = sheet.panels[place::2] if paired else sheet.panels[place * len(shown) :][: len(shown)]
             norm = _norm(table[column], log)

@@ -75,7 +75,7 @@ def _axes(panel: Axes, name: str, *, empty: bool) -> None:
     style.number_axis(panel.yaxis, name)
     if empty:
         panel.set_axis_off()
-        style.message(panel, f"no {name}")
+        style.message(panel, f"no {name} was measured")
 
 
 def losses_png(table: pd.DataFrame) -> bytes:

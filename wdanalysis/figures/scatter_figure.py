@@ -162,8 +162,8 @@ def scatter(
                 for of_run in selection.runs_of(of_panel[2]):
                     _draw_points(panel, of_run, pair, markers, norm, colours, faint=True)
                 _draw_points(panel, of_panel[0], pair, markers, norm, colours)
-                _draw_band(panel, bands[index])
                 _draw_line(panel, of_panel[0], pair, line, log=bool(log))
+                _draw_band(panel, bands[index])
                 panel.set_title(over[module, method], loc="left")
                 if of_panel[0].empty:
                     style.message(panel, "no values")
@@ -422,6 +422,8 @@ def _band(points: pd.DataFrame, pair: tuple[str, str], line: Line) -> Band:
 
 def _draw_band(panel: Axes, band: Band) -> None:
     """Shade a band and draw its edges, so that one sees where it leaves the panel."""
+    if not len(band.x):
+        return
     panel.fill_between(band.x, band.low, band.high, **_band_look(), zorder=1)
     for edge in (band.low, band.high):
         panel.plot(band.x, edge, color=style.ink(), alpha=0.35, linewidth=0.5, zorder=1.1)
