@@ -31,13 +31,12 @@ from wdanalysis.writing import encodable
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.colors import Colormap
 
     from wdanalysis.analysis.findings import Findings
     from wdanalysis.figures import Figure
     from wdanalysis.figures.kinds import Look, Title
     from wdanalysis.figures.selection import Names
-    from wdanalysis.figures.style import AxLike, FigSize
+    from wdanalysis.figures.style import AxLike, Cmap, FigSize
     from wdanalysis.measure.geometry import GeometryOptions
     from wdanalysis.measure.spectra import Spectra
 
@@ -225,7 +224,7 @@ class Comparison:
         step: int | None = None,
         share_axes: bool | None = None,
         log: bool | None = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -264,7 +263,7 @@ class Comparison:
         step: int | None = None,
         share_axes: bool | None = None,
         log: bool | None = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -300,7 +299,7 @@ class Comparison:
         methods: Names = None,
         step: int | None = None,
         log: bool | None = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -333,7 +332,7 @@ class Comparison:
         methods: Names = None,
         step: int | None = None,
         log: bool | None = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -365,7 +364,7 @@ class Comparison:
         *,
         methods: Names = None,
         log: bool | None = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -397,7 +396,7 @@ class Comparison:
         methods: Names = None,
         step: int | None = None,
         log: bool | None = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -428,7 +427,7 @@ class Comparison:
         modules: Names = None,
         *,
         methods: Names = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -451,7 +450,7 @@ class Comparison:
         modules: Names = None,
         *,
         methods: Names = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -476,7 +475,7 @@ class Comparison:
         *,
         methods: Names = None,
         step: int | None = None,
-        cmap: str | Colormap | None = None,
+        cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
@@ -675,10 +674,10 @@ def redraw(
     from wdanalysis.figures.batch import save_figures
 
     comparison = Comparison.load(directory)
-    metrics = merged_stacks(comparison.metrics) if merge_stacks else comparison.metrics
+    if merge_stacks:
+        comparison = dataclasses.replace(comparison, metrics=merged_stacks(comparison.metrics))
     with _tables_are_whole(directory):
-        tables = {**comparison._tables(), "metrics": metrics}
-        drawn = save_figures(tables, directory / folder.FIGURES, kinds=figures, look=look)
+        drawn = save_figures(comparison._tables(), directory / folder.FIGURES, kinds=figures, look=look)
     folder.add(directory, comparison.run, drawn)
     return drawn
 

@@ -29,7 +29,7 @@ def heatmap(
     methods: selection.Names = None,
     step: int | None = None,
     log: bool | None = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,

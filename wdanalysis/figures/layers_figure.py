@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from wdanalysis.analysis.table import apart, merged_stacks
@@ -24,7 +23,7 @@ def layers(
     methods: selection.Names = None,
     step: int | None = None,
     log: bool | None = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
@@ -78,7 +77,7 @@ def figure8(
     methods: selection.Names = None,
     step: int | None = None,
     log: bool | None = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
@@ -117,7 +116,7 @@ def _by_layer(
     methods: selection.Names,
     step: int | None,
     log: bool | None,
-    cmap: str | Colormap | None,
+    cmap: style.Cmap | None,
     title: Title,
     ax: style.AxLike | None,
     figsize: style.FigSize | None,

@@ -6,7 +6,6 @@ import io
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from wdanalysis.errors import ComparisonError
@@ -20,7 +19,7 @@ def losses(
     table: pd.DataFrame,
     *,
     methods: selection.Names = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,

@@ -21,7 +21,7 @@ def prediction(
     modules: selection.Names = None,
     *,
     methods: selection.Names = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,

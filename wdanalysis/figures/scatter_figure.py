@@ -56,7 +56,7 @@ def scatter(
     step: int | None = None,
     share_axes: bool | None = None,
     log: bool | None = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
@@ -198,7 +198,7 @@ def figure2(
     step: int | None = None,
     share_axes: bool | None = None,
     log: bool | None = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
@@ -289,9 +289,9 @@ def _lines(
         correlations = correlations.drop(columns=nulls)
     elif correlations is None:
         correlations = regression.correlations(selection.over_runs(rows))
-    table = selection.chosen(
-        correlations, module=selection.unique(rows, "module"), method=selection.unique(rows, "method")
-    )
+    table = correlations[
+        correlations["module"].isin(rows["module"]) & correlations["method"].isin(rows["method"])
+    ]
     scope, group = table["scope"], table["group"]
     wanted = scope == "pooled" if step is None else (scope == "step") & (group == step).fillna(False)
     records: list[dict[str, Any]] = table[wanted].to_dict("records")  # type: ignore[assignment]

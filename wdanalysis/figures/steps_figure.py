@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -22,7 +21,7 @@ def steps(
     modules: selection.Names = None,
     *,
     methods: selection.Names = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,

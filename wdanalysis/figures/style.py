@@ -271,6 +271,9 @@ def write(figure: Figure, target: Path | io.BytesIO, format: str, dpi: float | N
 AxLike: TypeAlias = "Axes | Sequence[Axes] | NDArray[Any]"
 """Where a caller wants panels drawn: one axes or as many as there are panels."""
 
+Cmap: TypeAlias = "str | Colormap"
+"""A colour map or its name."""
+
 FigSize: TypeAlias = "tuple[float, float | None]"
 """Inches of width and height; a height of None is what the panels need."""
 

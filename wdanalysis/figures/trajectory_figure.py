@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from wdanalysis.analysis.floors import near_floor
@@ -20,7 +19,7 @@ def trajectory(
     *,
     methods: selection.Names = None,
     log: bool | None = None,
-    cmap: str | Colormap | None = None,
+    cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
