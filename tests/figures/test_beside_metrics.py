@@ -56,8 +56,8 @@ def test_a_panel_of_predictions_has_its_points_the_law_and_r2(predictions) -> No
         r2 = 1 - ((rows["observed"] - rows["predicted"]) ** 2).sum() / spread
         assert f"R² = {r2:.2f}".replace("-", "−") in texts(panel)
         assert f"n = {len(rows)}" in figure.caption
-    assert "Q, FT: diffusing weights × 0.43 (fitted) predicts ΔD" in figure.caption
-    assert "Q, LoRA: turning predicts ΔM" in figure.caption
+    assert "q, FT: diffusing weights × 0.43 (fitted) predicts ΔD" in figure.caption
+    assert "q, LoRA: turning predicts ΔM" in figure.caption
     assert figure.axes[0].get_xlabel().startswith("predicted ΔD")
     assert figure.axes[1].get_ylabel().startswith("observed ΔM")
 

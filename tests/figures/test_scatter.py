@@ -230,7 +230,7 @@ def test_the_caption_ends_with_the_reading_of_every_panel(table) -> None:
     caption = scatter(metrics, "v").caption
     said = readings(metrics).query("module == 'v'").groupby("method")["sentence"].agg(" ".join)
     for method in ("FT", "LoRA"):
-        assert f"V, {method}: {said[method]}" in caption
+        assert f"v, {method}: {said[method]}" in caption
 
 
 @pytest.mark.parametrize("layers", [(0,), (0, 1), (None,)])

@@ -117,11 +117,11 @@ def density(
             if len(shown) == 1
             else "the vectors behind ΔM and ΔD",
             "cross: mean of the vectors",
-            *(
+            f"not shown: {hidden:,} vectors that keep their length or direction" if hidden else "",
+            of_panels=[
                 f"{module}, {method}: {style.listed(when[method], f'{int(count.sum()):,} vectors')}"
                 for (module, method), count in counts.items()
-            ),
-            f"not shown: {hidden:,} vectors that keep their length or direction" if hidden else "",
+            ],
         )
     return sheet.figure
 

@@ -100,8 +100,8 @@ def prediction(
             title,
             selection.heading(shown, "predicted and observed", axis),
             f"a point is a matrix at a step ({selection.VECTORS[axis]}); on the grey line both are equal",
-            *said,
             f"not shown: {missing} rows without a value" if missing else "",
+            of_panels=said,
         )
     return sheet.figure
 

@@ -184,8 +184,10 @@ def scatter(
             selection.runs_note(every_run),
             selection.near_floor_note(points),
             selection.left_out(rows, columns=pair),
-            *(f"{module}, {method}: {_numbers(line)}" for (module, method), line in lines.items()),
-            *(_readings(metrics, shown, names, readings) if as_in_the_paper else []),
+            of_panels=[
+                *(f"{module}, {method}: {_numbers(line)}" for (module, method), line in lines.items()),
+                *(_readings(metrics, shown, names, readings) if as_in_the_paper else []),
+            ],
         )
     return sheet.figure
 

@@ -92,7 +92,7 @@ def steps(
             selection.heading(shown, "r over all choices of four steps", axis),
             f"r of ΔM and ΔD, pooled over layers and four steps ({selection.VECTORS[axis]})",
             "black: r of all steps" if correlations is not None and len(correlations) else "",
-            *said,
+            of_panels=said,
         )
     return sheet.figure
 

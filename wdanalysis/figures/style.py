@@ -360,13 +360,18 @@ class Sheet:
         bar.outline.set_visible(False)
         number_axis(bar.ax.xaxis, label)
 
-    def entitle(self, title: Title, heading: str, *sentences: str) -> None:
-        """Give a figure its caption, and over it as much of that as `title` says; empty sentences are left out."""
+    def entitle(self, title: Title, heading: str, *sentences: str, of_panels: Sequence[str] = ()) -> None:
+        """Give a figure its caption, and over it as much of that as `title` says; empty sentences are left out.
+
+        `of_panels` begin with names, whose letters stay as they are.
+        """
         if not self.is_own:
             return
-        said = [sentence for sentence in sentences if sentence]
+        said = [as_sentence(text) for text in sentences if text] + [
+            text.rstrip(".") + "." for text in of_panels
+        ]
         if isinstance(self.figure, Drawing):
-            self.figure.heading, self.figure.caption = heading, " ".join(map(as_sentence, said))
+            self.figure.heading, self.figure.caption = heading, " ".join(said)
         shown: list[str] = {"none": [], "short": [heading], "full": [heading, *said]}[title]
         width = float(self.figure.get_figwidth()) * 0.98
         if lines := [part for line in shown for part in wrapped(line, width)]:
@@ -486,7 +491,7 @@ def layer_colours(cmap: str | Colormap | None = None) -> Colormap:
     chosen = cmap or matplotlib.rcParams["image.cmap"]
     if chosen != matplotlib.rcParamsDefault["image.cmap"]:
         return matplotlib.colormaps.get_cmap(chosen)
-    seen = range(0, 236) if sum(to_rgb(ground())) > 1.5 else range(50, 256)
+    seen = range(0, 236) if sum(to_rgb(ground())) > 1.5 else range(70, 256)
     return ListedColormap(matplotlib.colormaps["viridis"](seen), name="layers")
 
 
@@ -579,7 +584,10 @@ def count_axis(axis: Axis) -> None:
 
 
 class Ticks(Locator):
-    """The first of several locators whose labels have room beside one another, whatever the panel's size will be."""
+    """The first of several locators whose labels have room beside one another, whatever the panel's size will be.
+
+    Where those of none have, one tick.
+    """
 
     def __init__(self, *locators: Locator) -> None:
         self._locators = locators
@@ -599,18 +607,17 @@ class Ticks(Locator):
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         """Return the places of the ticks between two values."""
         low, high = sorted((vmin, vmax))
-        ticks = np.empty(0)
+        single: list[float] = []
         for locator in self._locators:
             ticks = np.asarray(locator.tick_values(vmin, vmax))
             ticks = ticks[(ticks >= low) & (ticks <= high)]
-            if self._have_room(ticks, low, high):
-                break
-        return list(map(float, ticks))
+            if len(ticks) > 1 and self._have_room(ticks, low, high):
+                return list(map(float, ticks))
+            single = single or list(map(float, ticks[len(ticks) // 2 :][:1]))
+        return single
 
     def _have_room(self, ticks: NDArray[Any], low: float, high: float) -> bool:
         axis: Any = self.axis
-        if len(ticks) < 2:
-            return True
         em = self._font.get_size() / 72
         is_x = axis.axis_name == "x"
         inches = (axis.axes.bbox.width if is_x else axis.axes.bbox.height) / axis.axes.figure.dpi
@@ -648,8 +655,9 @@ def number_axis(axis: Axis, name: str, ticks: int = 5) -> None:
 
 
 def _linear(most: int) -> list[Locator]:
-    steps = [1, 2, 2.5, 5, 10]
-    return [MaxNLocator(count, steps=steps, min_n_ticks=1) for count in range(most, 0, -1)]
+    usual, any_digit = [1, 2, 2.5, 5, 10], [1, 2, 2.5, 3, 4, 5, 6, 8, 10]
+    tried = [*((count, usual) for count in range(most, 1, -1)), *((count, any_digit) for count in (3, 2, 1))]
+    return [MaxNLocator(count, steps=steps, min_n_ticks=1) for count, steps in tried]
 
 
 def decade_label(value: float) -> str:
