@@ -143,3 +143,13 @@ def test_ticks_take_the_room_that_the_panel_has() -> None:
         figure.draw_without_rendering()
         shown[width] = len(figure.axes[0].get_xticks())
     assert shown[2.0] < shown[9.0]
+
+
+@pytest.mark.parametrize(("look", "width"), [("paper", 3.25), ("talk", 6.75)])
+@pytest.mark.parametrize("choice", [{"log": True}, {"step": 100}, {"title": "full"}, {"title": "none"}])
+def test_every_choice_of_a_look_is_legible(look, width, choice) -> None:
+    of = tables(SHORT[:3], 5, 12, spread=5.0)
+    with style.context(look):
+        for kind in ("scatter", "layers", "heatmap"):
+            if choice.keys() <= {"title", *KINDS[kind].takes}:
+                assert faults(drawn(kind, of, figsize=(width, None), **choice)) == []

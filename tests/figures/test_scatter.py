@@ -228,6 +228,7 @@ def test_points_near_the_rounding_floor_are_hollow_and_counted(table) -> None:
 def test_the_caption_ends_with_the_reading_of_every_panel(table) -> None:
     metrics = table(methods=["FT", "LoRA"], steps=[None])
     caption = scatter(metrics, "v").caption
+    assert "trend" not in scatter(metrics.assign(step=7), "v", step=7).caption  # read of all steps
     said = readings(metrics).query("module == 'v'").groupby("method")["sentence"].agg(" ".join)
     for method in ("FT", "LoRA"):
         assert f"v, {method}: {said[method]}" in caption

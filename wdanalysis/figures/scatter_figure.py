@@ -73,7 +73,7 @@ def scatter(
     The line is the least-squares line over all points of a panel; its band is the 95 % interval of the slope, turned
     about the mean of the points. Line, band and the r above a panel are those of scope `pooled` in the table of
     correlations (of scope `step`, where one step is shown): their intervals come from layers. The figure's `caption`
-    ends with what `wdanalysis.analysis.readings` reads from each panel.
+    ends with what `wdanalysis.analysis.readings` reads from each panel of all steps.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def scatter(
             selection.left_out(rows, columns=pair),
             of_panels=[
                 *(f"{module}, {method}: {_numbers(line)}" for (module, method), line in lines.items()),
-                *(_readings(metrics, shown, names, readings) if as_in_the_paper else []),
+                *(_readings(metrics, shown, names, readings) if as_in_the_paper and step is None else []),
             ],
         )
     return sheet.figure

@@ -373,7 +373,7 @@ class Sheet:
         if isinstance(self.figure, Drawing):
             self.figure.heading, self.figure.caption = heading, " ".join(said)
         shown: list[str] = {"none": [], "short": [heading], "full": [heading, *said]}[title]
-        width = float(self.figure.get_figwidth()) * 0.98
+        width = float(self.figure.get_figwidth()) * 0.95
         if lines := [part for line in shown for part in wrapped(line, width)]:
             self.figure.suptitle("\n".join(lines), x=0.01, ha="left")
             self.figure.set_figheight(self.figure.get_figheight() + line_height() * (len(lines) - 1))
