@@ -378,7 +378,7 @@ def test_saving_refuses_to_replace_results_unless_told(base: Path, tmp_path: Pat
         compared.save(tmp_path / "out")
     assert refused.value.parameter == "force"
     compared.save(tmp_path / "out", figures=["heatmap"], force=True)
-    assert [path.name for path in (tmp_path / "out" / "figures").iterdir()] == ["heatmap_ft.png"]
+    assert [path.name for path in (tmp_path / "out" / "figures").glob("*.png")] == ["heatmap.png"]
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
@@ -508,7 +508,7 @@ def test_tables_are_whole_where_drawing_fails(
     monkeypatch.undo()
     assert redraw(tmp_path / "out", figures=["heatmap"])
     outputs = json.loads((tmp_path / "out" / "run.json").read_text())["outputs"]
-    assert "figures/heatmap_ft.png" in outputs
+    assert "figures/heatmap.png" in outputs
     compared.save(tmp_path / "out", figures=[], force=True)
     assert not list((tmp_path / "out" / "figures").iterdir())
 

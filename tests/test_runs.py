@@ -93,7 +93,7 @@ def test_runs_are_compared_with_each_other(compared: wd.Comparison) -> None:
 
 def test_the_folder_keeps_runs(compared: wd.Comparison, tmp_path: Path) -> None:
     written = {path.name for path in compared.save(tmp_path / "out", report=False)}
-    assert {"runs.csv", "scatter_q.png", "layers_q.png", "trajectory_q.png", "heatmap_FT.png"} <= written
+    assert {"runs.csv", "scatter_q.png", "layers_q.png", "trajectory_q.png", "heatmap.png"} <= written
     loaded = wd.Comparison.load(tmp_path / "out")
     pd.testing.assert_frame_equal(loaded.metrics, compared.metrics)
     pd.testing.assert_frame_equal(loaded.across_runs(), compared.across_runs())

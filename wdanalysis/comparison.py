@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.base_identity import base_mismatch
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
     from wdanalysis.analysis.findings import Findings
     from wdanalysis.figures import Figure
-    from wdanalysis.figures.kinds import Look
+    from wdanalysis.figures.kinds import Look, Title
+    from wdanalysis.figures.selection import Names
+    from wdanalysis.figures.style import AxLike, Cmap, FigSize
     from wdanalysis.measure.geometry import GeometryOptions
     from wdanalysis.measure.spectra import Spectra
     from wdanalysis.report import Explorer
@@ -224,8 +226,22 @@ class Comparison:
         """
         return self._findings.predictions.copy()
 
-    def scatter(self, module: str, **options: Any) -> Figure:
-        """ΔM over ΔD, a panel a method (Figures 2 and 7). Options as in `wdanalysis.figures.scatter`.
+    def scatter(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        x: str = "delta_d",
+        y: str = "delta_m",
+        step: int | None = None,
+        share_axes: bool | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """ΔM over ΔD, a panel a method (Figures 2 and 7); see `wdanalysis.figures.scatter`.
 
         Examples
         --------
@@ -234,11 +250,73 @@ class Comparison:
         """
         from wdanalysis import figures
 
-        beside = {"correlations": self._findings.correlations, "readings": self._findings.readings}
-        return figures.scatter(self.metrics, module, **beside | options)
+        return figures.scatter(
+            self.metrics,
+            modules,
+            methods=methods,
+            x=x,
+            y=y,
+            step=step,
+            share_axes=share_axes,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+            correlations=self._findings.correlations,
+            readings=self._findings.readings,
+        )
 
-    def layers(self, module: str, **options: Any) -> Figure:
-        """ΔM and ΔD by layer (Figures 3 and 8). Options as in `wdanalysis.figures.layers`.
+    def figure2(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        share_axes: bool | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """The paper's Figures 2 and 7 on one page, stacks together; see `wdanalysis.figures.figure2`.
+
+        Examples
+        --------
+        >>> figure = run.figure2()
+        >>> figure.savefig(tmp / "figure2.png")
+        """
+        from wdanalysis import figures
+
+        return figures.figure2(
+            self.metrics,
+            modules,
+            methods=methods,
+            step=step,
+            share_axes=share_axes,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+            correlations=self._findings.correlations,
+            readings=self._findings.readings,
+        )
+
+    def layers(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """ΔM and ΔD by layer (Figures 3 and 8); see `wdanalysis.figures.layers`.
 
         Examples
         --------
@@ -247,10 +325,63 @@ class Comparison:
         """
         from wdanalysis import figures
 
-        return figures.layers(self.metrics, module, **options)
+        return figures.layers(
+            self.metrics,
+            modules,
+            methods=methods,
+            step=step,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
 
-    def trajectory(self, module: str, **options: Any) -> Figure:
-        """ΔM and ΔD by training step. Options as in `wdanalysis.figures.trajectory`.
+    def figure8(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """The paper's Figures 3 and 8 on one page, stacks together; see `wdanalysis.figures.figure8`.
+
+        Examples
+        --------
+        >>> figure = run.figure8()
+        >>> figure.savefig(tmp / "figure8.png")
+        """
+        from wdanalysis import figures
+
+        return figures.figure8(
+            self.metrics,
+            modules,
+            methods=methods,
+            step=step,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
+
+    def trajectory(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """ΔM and ΔD by training step; see `wdanalysis.figures.trajectory`.
 
         Examples
         --------
@@ -259,43 +390,129 @@ class Comparison:
         """
         from wdanalysis import figures
 
-        return figures.trajectory(self.metrics, module, **options)
+        return figures.trajectory(
+            self.metrics,
+            modules,
+            methods=methods,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
 
-    def heatmap(self, method: str, **options: Any) -> Figure:
-        """ΔM and ΔD by layer and module. Options as in `wdanalysis.figures.heatmap`.
+    def heatmap(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """ΔM and ΔD by layer and module, a row a method; see `wdanalysis.figures.heatmap`.
 
         Examples
         --------
-        >>> figure = run.heatmap("dora")
+        >>> figure = run.heatmap(methods="dora")
         >>> figure.savefig(tmp / "heatmap.png")
         """
         from wdanalysis import figures
 
-        return figures.heatmap(self.metrics, method, **options)
+        return figures.heatmap(
+            self.metrics,
+            modules,
+            methods=methods,
+            step=step,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
 
-    def prediction(self, module: str) -> Figure:
+    def prediction(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
         """What the runs' schedules predict against what was observed; see `wdanalysis.figures.prediction`."""
         from wdanalysis import figures
 
-        return figures.prediction(self._drawn_table("predictions"), module)
+        return figures.prediction(
+            self._drawn_table("predictions"),
+            modules,
+            methods=methods,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
 
-    def steps(self, module: str) -> Figure:
+    def steps(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
         """Over all choices of four steps, the pooled r; see `wdanalysis.figures.steps`."""
         from wdanalysis import figures
 
-        choices = self._drawn_table("step_choices")
-        return figures.steps(choices, module, correlations=self._findings.correlations)
+        return figures.steps(
+            self._drawn_table("step_choices"),
+            modules,
+            methods=methods,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+            correlations=self._findings.correlations,
+        )
 
-    def density(self, module: str, **options: Any) -> Figure:
-        """The vectors behind ΔM and ΔD, where they were kept. Options as in `wdanalysis.figures.density`."""
-        import pandas as pd
-
+    def density(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """The vectors behind ΔM and ΔD, where they were kept; see `wdanalysis.figures.density`."""
         from wdanalysis import figures
 
-        kept = self.vectors
         return figures.density(
-            pd.DataFrame() if kept is None else kept.read(module=module), module, **options
+            self._kept_vectors(modules),
+            modules,
+            methods=methods,
+            step=step,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
         )
+
+    def _kept_vectors(self, modules: Names) -> pd.DataFrame:
+        """The vectors of one module or of all; without rows where they were not kept."""
+        import pandas as pd
+
+        if self.vectors is None:
+            return pd.DataFrame()
+        return self.vectors.read(module=modules if isinstance(modules, str) else None)
 
     def _tables(self) -> dict[str, pd.DataFrame]:
         """Every table that figures are drawn from, by name; those that this comparison lacks are left out."""

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from wdanalysis.figures.density_figure import density
     from wdanalysis.figures.heatmap_figure import heatmap
     from wdanalysis.figures.kinds import Look
-    from wdanalysis.figures.layers_figure import layers
+    from wdanalysis.figures.layers_figure import figure8, layers
     from wdanalysis.figures.prediction_figure import prediction
-    from wdanalysis.figures.scatter_figure import scatter
+    from wdanalysis.figures.scatter_figure import figure2, scatter
     from wdanalysis.figures.steps_figure import steps
     from wdanalysis.figures.trajectory_figure import trajectory
 
@@ -26,6 +26,8 @@ __all__ = [
     "Figure",
     "Look",
     "density",
+    "figure2",
+    "figure8",
     "heatmap",
     "layers",
     "prediction",
@@ -39,6 +41,8 @@ _HOME = {
     "Figure": "matplotlib.figure",
     "Look": "wdanalysis.figures.kinds",
     "density": "wdanalysis.figures.density_figure",
+    "figure2": "wdanalysis.figures.scatter_figure",
+    "figure8": "wdanalysis.figures.layers_figure",
     "heatmap": "wdanalysis.figures.heatmap_figure",
     "layers": "wdanalysis.figures.layers_figure",
     "prediction": "wdanalysis.figures.prediction_figure",

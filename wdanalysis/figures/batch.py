@@ -97,7 +97,7 @@ class Work:
             tables={
                 name: table
                 if name == "metrics" or table.empty or not kind.of
-                else table[table[kind.of] == figure.name]
+                else table[table["module"] == figure.name]
                 for name, table in tables.items()
             },
         )
@@ -113,11 +113,12 @@ class Work:
         tables = self.part(figure).tables
         options: dict[str, Any] = {name: tables[name] for name in kind.beside if name in tables}
         options |= {name: getattr(look, name) for name in kind.takes}
-        options |= {"title": look.title, "figsize": (look.width or style.SIZES[look.style][1], None)}
+        options |= {"title": look.title, "figsize": (look.width, None) if look.width else None}
+        rc: Any = dict(self.settings)
         file = io.BytesIO()
         with (
             warnings.catch_warnings(record=True) as caught,
-            matplotlib.rc_context(dict(self.settings)),
+            matplotlib.rc_context(rc),
             style.context(look.style, look.font),
         ):
             warnings.simplefilter("always")
@@ -203,23 +204,28 @@ def planned_figures(tables: Tables, kinds: Iterable[str], look: Look) -> list[Pl
 
 def _names(tables: Tables, kind: str) -> list[str]:
     """The modules of which there is a figure of a kind; [""] where one shows all."""
-    from wdanalysis.analysis.table import apart
+    from wdanalysis.analysis.table import apart, merged_stacks
 
     metrics, shown = tables["metrics"], tables.get(KINDS[kind].table)
     if shown is None or not metrics["delta_m"].notna().any():
         return []
-    if kind in ("layers", "figure8"):
+    if kind in _PAGES:
+        shown = merged_stacks(shown)
+    elif kind == "layers":
         shown = apart(shown)
-        by_module = shown.groupby("module", sort=False)["layer"].nunique()
-        shown = shown[shown["module"].map(by_module) > 1]
-    elif kind == "trajectory":
-        by_module = shown.groupby("module", sort=False)["step"].nunique()
-        shown = shown[shown["module"].map(by_module) > 1]
-    elif kind == "heatmap":
-        shown = shown[shown["layer"].notna()]
-    if of := KINDS[kind].of:
-        return [str(name) for name in shown[of].drop_duplicates()]
-    return [""] if len(shown) and (kind == "heatmap" or shown["module"].nunique() > 1) else []
+    if (column := _ALONG.get(kind)) is not None:
+        places = shown.groupby("module", sort=False)[column].nunique()
+        shown = shown[shown["module"].map(places) > (0 if kind == "heatmap" else 1)]
+    if KINDS[kind].of:
+        return [str(name) for name in shown["module"].drop_duplicates()]
+    return [""] if len(shown) and (kind not in _PAGES or shown["module"].nunique() > 1) else []
+
+
+_PAGES = ("figure2", "figure8")
+"""Kinds that show several modules on one page; one module has figures of its own."""
+
+_ALONG = {"layers": "layer", "figure8": "layer", "trajectory": "step", "heatmap": "layer"}
+"""The column along which a kind shows values: nothing without any, and but for the heat map nothing with one."""
 
 
 @contextmanager

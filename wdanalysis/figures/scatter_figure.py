@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
 
 from wdanalysis.analysis import readings as sentences
 from wdanalysis.analysis import regression
 from wdanalysis.analysis.floors import near_floor
 from wdanalysis.analysis.nulls import null_curve
+from wdanalysis.analysis.step_bins import step_bins
+from wdanalysis.analysis.table import merged_stacks
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
-from wdanalysis.figures.kinds import PAPER_X, PAPER_Y, QUANTITIES
+from wdanalysis.figures.kinds import PAPER_X, PAPER_Y, QUANTITIES, Title
 
 LEAST_SHARE = 0.3
 """Panels share their axes unless a method's points would fill less than this part of a side."""
@@ -33,8 +37,8 @@ MANY_POINTS = 2000
 NULL_ROOM = 1.0
 """The axes reach out for updates without structure by so many times the range of the points, and no further."""
 
-OUTLINES = ("white", "black", "#D55E00", "#56B4E9")
-"""Outlines of the markers of the first, second … stack."""
+BAND_ROOM = 0.3
+"""The y axis reaches out for the band of the slope by so many times the range of the points, and no further."""
 
 STRUCTURELESS = "null: without structure"
 
@@ -52,8 +56,8 @@ def scatter(
     step: int | None = None,
     share_axes: bool | None = None,
     log: bool | None = None,
-    cmap: str | Colormap | None = None,
-    title: str = "short",
+    cmap: style.Cmap | None = None,
+    title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
     correlations: pd.DataFrame | None = None,
@@ -69,7 +73,7 @@ def scatter(
     The line is the least-squares line over all points of a panel; its band is the 95 % interval of the slope, turned
     about the mean of the points. Line, band and the r above a panel are those of scope `pooled` in the table of
     correlations (of scope `step`, where one step is shown): their intervals come from layers. The figure's `caption`
-    ends with what `wdanalysis.analysis.readings` reads from each panel.
+    ends with what `wdanalysis.analysis.readings` reads from each panel of all steps.
 
     Parameters
     ----------
@@ -120,32 +124,37 @@ def scatter(
     as_in_the_paper = pair == (PAPER_X, PAPER_Y)
     lines = _lines(rows, pair, step, correlations)
     rows = rows if step is None else selection.at_step(rows, step)
-    shown, names = selection.unique(rows, "module"), selection.unique(rows, "method")
+    shown, names = selection.ordered(rows, modules), selection.unique(rows, "method")
     every_run = rows[selection.has_values(rows, pair)]
     points = selection.over_runs(every_run)
     null = null_curve(points) if as_in_the_paper else null_curve(points.iloc[:0])
     markers = _step_markers(points["step"])
     layers = points["layer"].dropna().astype(int)
     norm = Normalize(layers.min(), layers.max()) if len(layers) else Normalize(0, 1)
-    entries = _legend(points, markers, null, lines)
-    colours = style.layer_colours(cmap)
-    differ = ""
+    differ, cut = "", list[str]()
 
     with style.context():
+        entries = _legend(points, markers, null, lines)
+        colours = style.layer_colours(cmap)
         sheet = style.sheet(
             len(names),
             blocks=len(shown),
             panel_height=1.95,
-            labels=[label for _, label in entries],
+            legend=entries,
+            has_bar=layers.nunique() > 1,
             ax=ax,
             figsize=figsize,
         )
-        titles = style.told_apart(names, style.characters(sheet.panel_width) - 4)
+        over = _titles(shown, names, lines, sheet.title_width)
         for block, module in enumerate(shown):
             panels = sheet.panels[block * len(names) :]
             of_module = [table[table["module"] == module] for table in (points, null, every_run)]
             share = _fill_shared_axes(of_module[0], pair) if share_axes is None else share_axes
             differ = differ if share or len(names) == 1 else "the axes differ from panel to panel"
+            bands = [
+                _band(of_module[0][of_module[0]["method"] == method], pair, lines.get((module, method), {}))
+                for method in names
+            ]
             for index, (panel, method) in enumerate(zip(panels, names, strict=False)):
                 of_panel = [table[table["method"] == method] for table in of_module]
                 line = lines.get((module, method), {})
@@ -154,28 +163,93 @@ def scatter(
                     _draw_points(panel, of_run, pair, markers, norm, colours, faint=True)
                 _draw_points(panel, of_panel[0], pair, markers, norm, colours)
                 _draw_line(panel, of_panel[0], pair, line, log=bool(log))
-                name = titles[index] if len(shown) == 1 else f"{module}, {titles[index]}"
-                panel.set_title(f"{name}\n{_r(line)}", loc="left")
+                _draw_band(panel, bands[index])
+                panel.set_title(over[module, method], loc="left")
                 if of_panel[0].empty:
                     style.message(panel, "no values")
                 _, seen_null, seen = of_module if share else of_panel
-                _set_axes(panel, seen, seen_null, pair, log=bool(log))
+                _set_axes(panel, seen, seen_null, bands if share else [bands[index]], pair, log=bool(log))
+                if _is_cut(panel, bands[index]):
+                    cut.append(method if len(shown) == 1 else f"{module}, {method}")
                 sheet.label_edges(panel, index, len(names), every_tick=not share)
         if layers.nunique() > 1:
             style.integer_axis(sheet.colour_bar(ScalarMappable(norm, colours), "layer"))
-        sheet.legend([handle for handle, _ in entries], [label for _, label in entries])
+        sheet.legend(entries)
         sheet.entitle(
             title,
             selection.heading(shown, _heading(pair), axis),
             _encoding(layers, markers, axis),
             differ,
+            f"the band goes on beyond the panel ({'; '.join(cut)})" if cut else "",
             selection.runs_note(every_run),
             selection.near_floor_note(points),
             selection.left_out(rows, columns=pair),
-            *(f"{module}, {method}: {_numbers(line)}" for (module, method), line in lines.items()),
-            *(_readings(metrics, shown, names, readings) if as_in_the_paper else []),
+            of_panels=[
+                *(f"{module}, {method}: {_numbers(line)}" for (module, method), line in lines.items()),
+                *(_readings(metrics, shown, names, readings) if as_in_the_paper and step is None else []),
+            ],
         )
     return sheet.figure
+
+
+def figure2(
+    metrics: pd.DataFrame,
+    modules: selection.Names = None,
+    *,
+    methods: selection.Names = None,
+    step: int | None = None,
+    share_axes: bool | None = None,
+    log: bool | None = None,
+    cmap: style.Cmap | None = None,
+    title: Title = "short",
+    ax: style.AxLike | None = None,
+    figsize: style.FigSize | None = None,
+    correlations: pd.DataFrame | None = None,
+    readings: pd.DataFrame | None = None,
+) -> Figure:
+    """Draw the paper's Figures 2 and 7 on one page: ΔM against ΔD, a row of panels a module and a panel a method.
+
+    As `scatter`, but encoder, decoder and cross-attention are together: the outline of a marker tells the stack.
+
+    Parameters
+    ----------
+    metrics
+        The metrics table, its stacks apart or merged.
+    modules
+        One or several; by default q and v so far as they are there, else k and o, else all.
+    methods, step, share_axes, log, cmap, title, ax, figsize
+        As for `scatter`.
+    correlations, readings
+        The tables of these names, where they are made already; of stacks that are apart they are made anew.
+
+    Raises
+    ------
+    ComparisonError, ValueError
+        As `scatter`.
+
+    Examples
+    --------
+    >>> len(figure2(run.metrics).axes)  # q and v of two methods, and the colours
+    5
+    """
+    merged = merged_stacks(metrics)
+    if selection.unique(merged, "module") != selection.unique(metrics, "module"):
+        correlations = readings = None
+    shown = selection.attention(merged, ("q", "v"), ("k", "o")) if modules is None else modules
+    return scatter(
+        merged,
+        shown,
+        methods=methods,
+        step=step,
+        share_axes=share_axes,
+        log=log,
+        cmap=cmap,
+        title=title,
+        ax=ax,
+        figsize=figsize,
+        correlations=correlations,
+        readings=readings,
+    )
 
 
 def _encoding(layers: pd.Series, markers: Mapping[object, tuple[str, str]], axis: str) -> str:
@@ -217,12 +291,13 @@ def _lines(
         correlations = correlations.drop(columns=nulls)
     elif correlations is None:
         correlations = regression.correlations(selection.over_runs(rows))
-    table = selection.chosen(
-        correlations, module=selection.unique(rows, "module"), method=selection.unique(rows, "method")
-    )
+    table = correlations[
+        correlations["module"].isin(rows["module"]) & correlations["method"].isin(rows["method"])
+    ]
     scope, group = table["scope"], table["group"]
     wanted = scope == "pooled" if step is None else (scope == "step") & (group == step).fillna(False)
-    return {(str(row["module"]), str(row["method"])): row for row in table[wanted].to_dict("records")}
+    records: list[dict[str, Any]] = table[wanted].to_dict("records")  # type: ignore[assignment]
+    return {(str(row["module"]), str(row["method"])): row for row in records}
 
 
 def _readings(
@@ -231,20 +306,35 @@ def _readings(
     """Return what is read from each panel; a sentence may tell of how many panels of the table it is one."""
     table = sentences.readings(selection.over_runs(metrics)) if readings is None else readings
     table = table[table["module"].isin(modules) & table["method"].isin(methods)]
-    by_panel = table.groupby(["module", "method"], sort=False)["sentence"].agg(" ".join)
-    return [f"{module}, {method}: {text}" for (module, method), text in by_panel.items()]
+    return [
+        f"{module}, {method}: {' '.join(said['sentence'])}"
+        for (module, method), said in table.groupby(["module", "method"], sort=False)
+    ]
+
+
+def _titles(
+    modules: list[str], methods: list[str], lines: Mapping[tuple[str, str], Line], inches: float
+) -> dict[tuple[str, str], str]:
+    """Return what stands over each panel: its name and r; the interval on a line of its own where there is no room."""
+    panels = [(module, method) for module in modules for method in methods]
+    names = style.fitted(
+        [method if len(modules) == 1 else f"{module}, {method}" for module, method in panels], inches
+    )
+    numbers = {panel: _r(lines.get(panel, {})) for panel in panels}
+    broken = max(map(style.text_width, numbers.values())) > inches
+    return {
+        panel: f"{name}\n{numbers[panel].replace(' [', chr(10) + '[') if broken else numbers[panel]}"
+        for panel, name in zip(panels, names, strict=True)
+    }
 
 
 def _step_markers(steps: pd.Series) -> dict[object, tuple[str, str]]:
     """Return (name, marker) for each step; many steps share a few markers in the order of training."""
-    known = sorted(int(step) for step in steps.dropna().unique())
-    parts = np.array_split(known, min(len(known), len(style.MARKERS) - 1)) if known else []
-    markers: dict[object, tuple[str, str]] = {}
-    for part, marker in zip(parts, style.MARKERS, strict=False):
-        name = f"{part[0]}" if len(part) == 1 else f"{part[0]}–{part[-1]}"
-        markers |= dict.fromkeys(part.tolist(), (name, marker))
+    bins = step_bins(steps.dropna())
+    of_bin = dict(zip(dict.fromkeys(bins.values()), style.MARKERS, strict=False))
+    markers: dict[object, tuple[str, str]] = {step: (at.name, of_bin[at]) for step, at in bins.items()}
     if steps.isna().any():
-        markers[None] = ("not known", style.MARKERS[len(parts)])
+        markers[None] = ("not known", style.MARKERS[len(of_bin)])
     return markers
 
 
@@ -262,18 +352,20 @@ def _draw_points(
     size = scale * float(np.clip(2500 / len(points), 7, 26)) if len(points) else 0.0
     many = len(points) > MANY_POINTS
     colours = colours.with_extremes(bad=style.MISSING)
-    outlines = dict(zip(selection.stacks(points), OUTLINES, strict=False))
-    shown = points.assign(_hollow=near_floor(points), _stack=selection.labels_of(points, "stack"))
-    for step, at_step in shown.groupby("step", dropna=False):
-        marker = markers[None if pd.isna(step) else step][1]
-        for (stack, hollow), rows in at_step.groupby(["_stack", "_hollow"]):
-            outline = outlines.get(str(stack), OUTLINES[-1])
-            width = 0.7 if outline != OUTLINES[0] else 0 if many else 0.25
+    outlines = _outlines(points)
+    marked = [markers[None if pd.isna(step) else step][1] for step in points["step"]]
+    shown = points.assign(
+        _marker=marked, _hollow=near_floor(points), _stack=selection.labels_of(points, "stack")
+    )
+    for marker, of_marker in shown.groupby("_marker", sort=False):
+        for (stack, hollow), rows in of_marker.groupby(["_stack", "_hollow"]):
+            outline = outlines[str(stack)]
+            width = 0.7 if len(outlines) > 1 else 0 if many else 0.25
             drawn = panel.scatter(
                 rows[pair[0]],
                 rows[pair[1]],
                 c=rows["layer"].astype("Float64").to_numpy(float, na_value=np.nan),
-                marker=marker,
+                marker=str(marker),
                 s=0.6 * size if faint else size,
                 cmap=colours,
                 norm=norm,
@@ -286,7 +378,7 @@ def _draw_points(
             )
             if hollow and not faint:  # the edge takes the layer's colour instead of the face
                 drawn.set(facecolor="none", edgecolor=None)
-                if outline != OUTLINES[0]:
+                if len(outlines) > 1:
                     drawn.set_path_effects([withStroke(linewidth=2.0, foreground=outline)])
 
 
@@ -311,29 +403,64 @@ def _draw_null(panel: Axes, null: pd.DataFrame) -> None:
 _NULL_DOT: Mapping[str, Any] = {"color": style.NULL, "marker": ".", "markersize": 3, "linestyle": "none"}
 
 
+@dataclass(frozen=True)
+class Band:
+    """The 95 % interval of a slope, turned about the mean of the points: its edges at some x; empty where unknown."""
+
+    x: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def _band(points: pd.DataFrame, pair: tuple[str, str], line: Line) -> Band:
+    slopes = np.array([line.get("slope_low", np.nan), line.get("slope_high", np.nan)], float)
+    if points.empty or not np.isfinite(slopes).all():
+        return Band(*np.empty((3, 0)))
+    ends, centre = (points[pair[0]].min(), points[pair[0]].max()), points[pair[0]].mean()
+    x = np.sort(np.append(np.linspace(*ends, 60), centre))
+    edges = line["intercept"] + line["slope"] * centre + slopes[:, None] * (x - centre)
+    return Band(x, edges.min(axis=0), edges.max(axis=0))
+
+
+def _draw_band(panel: Axes, band: Band) -> None:
+    """Shade a band and draw its edges, so that one sees where it leaves the panel."""
+    if not len(band.x):
+        return
+    panel.fill_between(band.x, band.low, band.high, **_band_look(), zorder=1)
+    for edge in (band.low, band.high):
+        panel.plot(band.x, edge, color=style.ink(), alpha=0.35, linewidth=0.5, zorder=1.1)
+
+
+def _is_cut(panel: Axes, band: Band) -> bool:
+    """Whether a band goes on beyond the y axis."""
+    low, high = panel.get_ylim()
+    return bool((band.low < low).any() or (band.high > high).any())
+
+
 def _draw_line(panel: Axes, points: pd.DataFrame, pair: tuple[str, str], line: Line, *, log: bool) -> None:
-    """Draw a panel's line, and its band where the table of correlations has the slope's interval."""
+    """Draw a panel's line over the range of its points."""
     slope, intercept = line.get("slope", np.nan), line.get("intercept", np.nan)
     if points.empty or not np.isfinite(slope):
         return
     ends = (points[pair[0]].min(), points[pair[0]].max())
     x = np.geomspace(*ends, 100) if log and ends[0] > 0 else np.array(ends)
-    slopes = np.array([line.get("slope_low", np.nan), line.get("slope_high", np.nan)])
-    if np.isfinite(slopes).all():
-        centre = points[pair[0]].mean()
-        x = np.sort(np.append(x, centre))
-        edges = intercept + slope * centre + slopes[:, None] * (x - centre)
-        panel.fill_between(x, edges.min(axis=0), edges.max(axis=0), **_BAND, zorder=1)
     panel.plot(
         x,
         intercept + slope * x,
-        color="#222222",
+        color=style.ink(),
         zorder=3,
-        path_effects=[withStroke(linewidth=2.6, foreground="white")],
+        path_effects=[withStroke(linewidth=2.6, foreground=style.ground())],
     )
 
 
-_BAND: Mapping[str, Any] = {"color": "#555555", "alpha": 0.11, "linewidth": 0}
+def _band_look() -> dict[str, Any]:
+    return {"color": style.ink(), "alpha": 0.1, "linewidth": 0}
+
+
+def _outlines(points: pd.DataFrame) -> dict[str, str]:
+    """Return the outline of the markers of each stack."""
+    colours = (style.ground(), style.ink(), "#D55E00", "#56B4E9")
+    return {stack: colours[min(i, 3)] for i, stack in enumerate(selection.stacks(points))}
 
 
 def _shown(line: Line, *names: str) -> list[str]:
@@ -374,27 +501,23 @@ def _legend(
     names = list(dict.fromkeys(markers.values()))
     if len(names) > 1:
         entries += [
-            (Line2D([], [], color=style.QUIET, linestyle="none", marker=marker), f"step {name}")
+            (Line2D([], [], color=style.quiet(), linestyle="none", marker=marker), f"step {name}")
             for name, marker in names
         ]
-    if len(stacks := selection.stacks(points)) > 1:
+    if len(outlines := _outlines(points)) > 1:
+        look: dict[str, Any] = {
+            "linestyle": "none",
+            "marker": "o",
+            "color": "#a0a0a0",
+            "markersize": 5,
+            "markeredgewidth": 0.9,
+        }
         entries += [
-            (
-                Line2D(
-                    *([], []),
-                    color="#b5b5b5" if outline != OUTLINES[0] else style.QUIET,
-                    linestyle="none",
-                    marker="o",
-                    markeredgecolor=outline,
-                    markeredgewidth=0.9,
-                    markersize=5,
-                ),
-                stack or "other",
-            )
-            for stack, outline in zip(stacks, OUTLINES, strict=False)
+            (Line2D([], [], **look, markeredgecolor=outline), stack or "other")
+            for stack, outline in outlines.items()
         ]
     if any(np.isfinite(line.get("slope_low", np.nan)) for line in lines.values()):
-        entries.append((Patch(**_BAND), "slope, 95 % by layer"))
+        entries.append((Patch(**_band_look()), "slope, 95 % by layer"))
     if len(null):
         entries.append((Line2D([], [], **_NULL_DOT), STRUCTURELESS))
     return entries
@@ -410,9 +533,15 @@ def _fill_shared_axes(points: pd.DataFrame, pair: tuple[str, str]) -> bool:
 
 
 def _set_axes(
-    panel: Axes, points: pd.DataFrame, null: pd.DataFrame, pair: tuple[str, str], *, log: bool
+    panel: Axes,
+    points: pd.DataFrame,
+    null: pd.DataFrame,
+    bands: list[Band],
+    pair: tuple[str, str],
+    *,
+    log: bool,
 ) -> None:
-    """Let the points, and grey dots that are near them, decide what is seen, and not the band."""
+    """Let the points decide what is seen, and grey dots and bands so far as they are near them."""
     for column, name in zip(pair, "xy", strict=True):
         values = points[column][points[column] > 0] if log else points[column]
         low, high = values.min(), values.max()
@@ -420,13 +549,15 @@ def _set_axes(
             panel.set(**{f"{name}scale": "log"})
             panel.set(**{f"{name}lim": (low / 1.25, high * 1.25)})
         elif np.isfinite(low):
-            if column in null and len(null):
-                room = NULL_ROOM * (high - low)
-                low, high = (
-                    max(low - room, min(low, null[column].min())),
-                    min(high + room, max(high, null[column].max())),
-                )
-            margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
-            panel.set(**{f"{name}lim": (low - margin, high + margin)})
-    style.number_axis(panel.xaxis, QUANTITIES[pair[0]].label, ticks=4)
+            edges = [edge for band in bands for edge in (band.low, band.high)] if name == "y" else []
+            wanted = [(np.concatenate(edges), BAND_ROOM)] if edges else []
+            if column in null:
+                wanted.append((null[column].to_numpy(float), NULL_ROOM))
+            least, most = low, high
+            for beside, room in wanted:
+                least = min(least, max(low - room * (high - low), beside.min(initial=low)))
+                most = max(most, min(high + room * (high - low), beside.max(initial=high)))
+            margin = 0.07 * (most - least) or 0.1 * abs(high) or 1.0
+            panel.set(**{f"{name}lim": (least - margin, most + margin)})
+    style.number_axis(panel.xaxis, QUANTITIES[pair[0]].label)
     style.number_axis(panel.yaxis, QUANTITIES[pair[1]].label)

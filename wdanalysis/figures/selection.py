@@ -29,7 +29,7 @@ Names: TypeAlias = "str | Sequence[str] | None"
 
 
 def chosen(table: pd.DataFrame, **wanted: Names) -> pd.DataFrame:
-    """Return the rows whose columns have the wanted values, in the order of the table: `method="ft", module=["q", "v"]`.
+    """Return the rows whose columns have the wanted values, in its order: `method="ft", module=["q", "v"]`.
 
     Raises
     ------
@@ -44,6 +44,22 @@ def chosen(table: pd.DataFrame, **wanted: Names) -> pd.DataFrame:
         if names is not None:
             table = table[table[column].isin([names] if isinstance(names, str) else list(names))]
     return table
+
+
+def attention(metrics: pd.DataFrame, *roles: Sequence[str]) -> list[str]:
+    """Return the first of several lists of roles so far as the table has them; all of its modules if it has none."""
+    known = unique(metrics, "module")
+    return next((there for wanted in roles if (there := [role for role in wanted if role in known])), known)
+
+
+def ordered(rows: pd.DataFrame, wanted: Names) -> list[str]:
+    """Return the modules of the rows: in the order that was asked for, else in that of the table."""
+    known = unique(rows, "module")
+    return (
+        known
+        if wanted is None or isinstance(wanted, str)
+        else [name for name in dict.fromkeys(wanted) if name in known]
+    )
 
 
 def heading(modules: Sequence[str], what: str, axis: str) -> str:
