@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
 from wdanalysis.figures.kinds import QUANTITIES
@@ -21,7 +24,8 @@ def prediction(predictions: pd.DataFrame, module: str) -> Figure:
 
     A panel is a method, a law and what it predicts; on the grey line both are equal. R² is
     1 − Σ(observed − predicted)²/Σ(observed − mean)², of no line through the points but of the law itself: it is
-    negative where their mean would predict better. A law with a factor that was fitted says so.
+    negative where their mean would predict better. A law with a factor that was fitted says so. Of several runs, each
+    predicted from its own schedule, each is drawn faintly and their mean strongly; R² and factor are means of theirs.
 
     Parameters
     ----------
@@ -58,8 +62,9 @@ def prediction(predictions: pd.DataFrame, module: str) -> Figure:
         panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         methods = [str(method) for (method, _, _), _ in groups]
         names = dict(zip(methods, style.told_apart(methods, TITLE_CHARACTERS[n_columns]), strict=True))
-        for panel, ((method, law, quantity), points) in zip(panels, groups, strict=False):
-            _draw(panel, points, norm, str(quantity))
+        for panel, ((method, law, quantity), every_run) in zip(panels, groups, strict=False):
+            points = averaged(every_run)
+            _draw(panel, points, every_run, norm, str(quantity))
             panel.set_title(names[str(method)], loc="left", pad=26)
             says = style.shortened(_law(str(law), points), TITLE_CHARACTERS[n_columns] + 4)
             numbers = f"R² = {_r_squared(points)},  n = {len(points)}"
@@ -81,18 +86,19 @@ def prediction(predictions: pd.DataFrame, module: str) -> Figure:
         style.title(
             figure,
             f"{module}: predicted by the laws named and observed; on the grey line both are equal",
+            selection.runs_note(rows),
             f"not shown: {missing} rows without a value" if missing else "",
         )
     return figure
 
 
-def _draw(panel: Axes, points: pd.DataFrame, norm: Normalize, quantity: str) -> None:
-    """Draw points and the line of equal values, both axes with the same limits."""
+def _draw(panel: Axes, points: pd.DataFrame, every_run: pd.DataFrame, norm: Normalize, quantity: str) -> None:
+    """Draw points, those of each run faintly, and the line of equal values, both axes with the same limits."""
     if points.empty:
         panel.set_axis_off()
         style.message(panel, "no values")
         return
-    values = points[["predicted", "observed"]].to_numpy(float)
+    values = every_run[["predicted", "observed"]].to_numpy(float)
     low, high = float(values.min()), float(values.max())
     logarithmic = low > 0 and high > SQUASHED * low
     if logarithmic:
@@ -103,19 +109,20 @@ def _draw(panel: Axes, points: pd.DataFrame, norm: Normalize, quantity: str) -> 
         margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
         limits = (low - margin, high + margin)
     panel.plot(limits, limits, color=style.NULL, linewidth=1.2, zorder=1)
-    panel.scatter(
-        points["predicted"],
-        points["observed"],
-        c=points["layer"].astype("Float64").to_numpy(float, na_value=np.nan),
-        s=float(np.clip(2500 / len(points), 7, 26)),
-        cmap=style.layer_colours().with_extremes(bad=style.MISSING),
-        norm=norm,
-        plotnonfinite=True,
-        linewidths=0.25,
-        edgecolors="white",
-        rasterized=len(points) > MANY_POINTS,
-        zorder=2,
-    )
+    size = float(np.clip(2500 / len(points), 7, 26))
+    strong: dict[str, Any] = {"s": size, "linewidths": 0.25, "edgecolors": "white", "zorder": 2}
+    faint: dict[str, Any] = {"s": 0.6 * size, "linewidths": 0, "alpha": 0.22, "zorder": 1.8}
+    for shown, look in [*((run, faint) for run in selection.runs_of(every_run)), (points, strong)]:
+        panel.scatter(
+            shown["predicted"],
+            shown["observed"],
+            c=shown["layer"].astype("Float64").to_numpy(float, na_value=np.nan),
+            cmap=style.layer_colours().with_extremes(bad=style.MISSING),
+            norm=norm,
+            plotnonfinite=True,
+            rasterized=len(shown) > MANY_POINTS,
+            **look,
+        )
     panel.set(xlim=limits, ylim=limits)
     name = QUANTITIES[quantity].name if quantity in QUANTITIES else quantity
     style.number_axis(panel.xaxis, f"predicted {name}", ticks=4)

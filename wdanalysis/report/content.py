@@ -15,7 +15,7 @@ import pandas as pd
 
 from wdanalysis.analysis.floors import NEAR_FLOOR
 from wdanalysis.analysis.nulls import null_curve
-from wdanalysis.analysis.table import apart
+from wdanalysis.analysis.table import apart, labels
 from wdanalysis.figures import style
 from wdanalysis.figures.profiles import SQUASHED
 from wdanalysis.figures.scatter_figure import LEAST_SHARE, NULL_ROOM
@@ -78,6 +78,8 @@ LABELS: Mapping[str, str] = {
     "delta_d_bias": "ΔD bias",
     "r2": "R²",
     "header_sha256": "header SHA-256",
+    "r_mean": "r, mean over runs",
+    "slope_mean": "slope, mean over runs",
 }
 """Headings of columns that read better than their names; another column's is its name without underscores."""
 
@@ -101,23 +103,26 @@ def data(
     """
     tables = {
         "summary": findings.summary,
-        "null": null_curve(thinned(findings.metrics)),
+        "null": null_curve(thinned(findings.averaged)),
         "metrics": thinned(apart(findings.averaged)),
         "correlations": findings.correlations,
         "diagnostics": findings.diagnostics,
-        "skipped": pd.DataFrame(run.skipped, columns=["method", "step", "name", "reason"]),
+        "skipped": pd.DataFrame(run.skipped, columns=["method", "run", "step", "name", "reason"]),
         "inputs": inputs(run),
     }
-    for name in ("predictions", "step_choices"):
-        if (found := getattr(findings, name, None)) is not None and len(found):
-            tables[name] = thinned(found)
+    where_any = {
+        "runs": findings.across_runs,
+        "predictions": findings.predictions,
+        "step_choices": findings.step_choices,
+    }
+    tables |= {name: thinned(found) for name, found in where_any.items() if len(found)}
     if spectra is not None:
         tables |= {"spectra": spectra.matrices, "similarity": spectra.similarity}
     if geometry is not None:
         tables["geometry"] = geometry
     scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
     return {
-        "tables": {name: table(frame) for name, frame in tables.items()},
+        "tables": {name: table(without_runs(frame)) for name, frame in tables.items()},
         "rules": {
             "near_floor": NEAR_FLOOR,
             "squashed": SQUASHED,
@@ -130,6 +135,12 @@ def data(
             "layers_dark": _sampled(scale[DARK_START:]),
         },
     }
+
+
+def without_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without its columns of runs, where no method has several."""
+    empty = [name for name in ("run", "run_a", "run_b") if labels(table, name).eq("").all()]
+    return table.drop(columns=empty, errors="ignore")
 
 
 def thinned(table: pd.DataFrame) -> pd.DataFrame:
@@ -152,14 +163,17 @@ def table(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def inputs(run: Run) -> pd.DataFrame:
-    """Return a row for every file that was read: method, step, format, path, bytes, header_sha256."""
+    """Return a row for every file that was read: method, run, step, format, path, bytes, header_sha256."""
     rows = [
-        (method, checkpoint.step, checkpoint.format, file.path, file.bytes, file.header_sha256)
+        (
+            *(method, checkpoint.run, checkpoint.step, checkpoint.format),
+            *(file.path, file.bytes, file.header_sha256),
+        )
         for method, checkpoints in run.inputs.items()
         for checkpoint in checkpoints
         for file in checkpoint.files
     ]
-    columns = ["method", "step", "format", "path", "bytes", "header_sha256"]
+    columns = ["method", "run", "step", "format", "path", "bytes", "header_sha256"]
     return pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "bytes": "Int64"})
 
 
