@@ -316,6 +316,8 @@ def test_figures_draw_each_run_faintly_and_the_mean_strongly(whole: wd.Compariso
     assert [points.get_alpha() for points in (*runs, mean)] == [0.22, 0.22, None]
     own = [of_run[["predicted", "observed"]].to_numpy() for _, of_run in predictions.groupby("run")]
     np.testing.assert_allclose(mean.get_offsets(), np.mean(own, axis=0), rtol=1e-12)
+    low, high = (f"{r2:.2f}".replace("-", "−") for r2 in sorted(predictions.groupby("run")["r2"].first()))
+    assert f"R² = {low} … {high},  n = {LAYERS * len(STEPS)}" in "".join(t.get_text() for t in panel.texts)
     density = whole.density("q")
     assert "of 2 runs" in "".join(text.get_text() for axes in density.axes for text in axes.texts)
 
@@ -346,6 +348,8 @@ def test_the_page_has_each_run(whole: wd.Comparison, compared: wd.Comparison, se
     assert "metrics-means.csv" in page
     alone = wd.compare(several / "base.safetensors", several / "FT" / "seed-0")
     assert 'data-table="runs"' not in render(alone._findings, alone.run)
+    for made in (content.inputs(alone.run), content.skipped(alone.run)):
+        assert "run" not in made
 
 
 def test_what_was_left_out_of_a_run_is_named_with_it_on_the_page(tmp_path: Path) -> None:

@@ -154,9 +154,8 @@ def test_lengths_that_only_turning_changes_are_the_mean_centrifugal_part() -> No
 def test_of_several_runs_each_is_predicted_by_its_own_schedule_and_all_have_to_hold() -> None:
     faster = Schedule.named("cosine", 4e-3, steps=60)
     rows = pd.concat([magnitudes(STILL).assign(run="a"), magnitudes(faster).assign(run="b")])
-    sums = schedule_table(
-        {("run", "a"): STILL, ("run", "b"): faster}, [("run", run, step) for run in "ab" for step in STEPS]
-    )
+    checkpoints = [("run", run, step) for run in "ab" for step in STEPS]
+    sums = schedule_table({("run", "a"): STILL, ("run", "b"): faster}, checkpoints)
     found = predictions(rows, sums)
     for run, schedule in (("a", STILL), ("b", faster)):
         alone = predictions(magnitudes(schedule), sums_of(schedule))
@@ -165,11 +164,8 @@ def test_of_several_runs_each_is_predicted_by_its_own_schedule_and_all_have_to_h
     least = found.groupby("run")["r2"].first().min()
     said = readings(found)["sentence"].item()
     assert said.endswith(f"R² = {least:.2f} without a fit. This R² is the least of 2 runs.")
-    wrong = predictions(
-        rows,
-        schedule_table({("run", run): STILL for run in "ab"}, [("run", r, s) for r in "ab" for s in STEPS]),
-    )
-    assert readings(wrong).empty
+    one_for_both = schedule_table({("run", run): STILL for run in "ab"}, checkpoints)
+    assert readings(predictions(rows, one_for_both)).empty
 
 
 def test_the_statistics_of_a_panel_are_those_by_hand() -> None:

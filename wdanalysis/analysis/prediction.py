@@ -186,12 +186,12 @@ def predictions(metrics: pd.DataFrame, schedules: pd.DataFrame | None = None) ->
     Returns
     -------
     DataFrame
-        `PREDICTION_COLUMNS`, a row for every run, step and matrix that a law speaks of. Of the whole panel (method, run,
-        module and law) are `fitted`, the fitted factor (empty for laws without); `r2` = 1 − Σ(observed − predicted)² /
-        Σ(observed − mean observed)², which is negative where a law without a fit does worse than the panel's own mean;
-        `bias`, mean predicted over mean observed less 1; `p_value`, the share of permutations of the layers that fit
-        as well (empty where all layers get the same prediction), and `q_value`, the same with the false discovery
-        rate over the panels held (Benjamini and Hochberg).
+        `PREDICTION_COLUMNS`, a row for every run, step and matrix that a law speaks of. Of the whole panel (method,
+        run, module and law) are `fitted`, the fitted factor (empty for laws without); `r2` = 1 − Σ(observed −
+        predicted)² / Σ(observed − mean observed)², which is negative where a law without a fit does worse than the
+        panel's own mean; `bias`, mean predicted over mean observed less 1; `p_value`, the share of permutations of
+        the layers that fit as well (empty where all layers get the same prediction), and `q_value`, the same with the
+        false discovery rate over the panels held (Benjamini and Hochberg).
     """
     sums = schedule_table({}, ()) if schedules is None else schedules
     rows = metrics.assign(run=labels(metrics, "run"))

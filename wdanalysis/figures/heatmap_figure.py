@@ -25,8 +25,8 @@ def heatmap(
     """Draw ΔM (above) and ΔD (below) of a method, a column a layer and a row a module.
 
     Several matrices of one layer and module (experts) are shown by their median. A cell without a value is
-    grey; one whose ΔD may be rounding has a dot. Cells of several runs hold their mean. Merged stacks have rows of their
-    own again (``encoder.q``), as a layer's number means something in its stack only.
+    grey; one whose ΔD may be rounding has a dot. Cells of several runs hold their mean. Merged stacks are taken
+    apart again (``encoder.q``), as a layer's number means something in its stack only.
 
     Parameters
     ----------

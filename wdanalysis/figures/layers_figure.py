@@ -24,7 +24,7 @@ def layers(
 
     A module of a single layer, or of none, gets a point a method instead. Several matrices of one layer and
     module (experts) are shown by their median. Of several runs each is a faint line and their mean a strong one.
-    Merged stacks have modules of their own again (``encoder.q``), as a layer's number means something in its stack only.
+    Merged stacks are taken apart again (``encoder.q``), as a layer's number means something in its stack only.
 
     Parameters
     ----------

@@ -25,7 +25,8 @@ def prediction(predictions: pd.DataFrame, module: str) -> Figure:
     A panel is a method, a law and what it predicts; on the grey line both are equal. R² is
     1 − Σ(observed − predicted)²/Σ(observed − mean)², of no line through the points but of the law itself: it is
     negative where their mean would predict better. A law with a factor that was fitted says so. Of several runs, each
-    predicted from its own schedule, each is drawn faintly and their mean strongly; R² and factor are means of theirs.
+    predicted from its own schedule, each is drawn faintly and their mean strongly; the least and the largest R² of
+    a run stand above, and the factor is their mean.
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ def prediction(predictions: pd.DataFrame, module: str) -> Figure:
             _draw(panel, points, every_run, norm, str(quantity))
             panel.set_title(names[str(method)], loc="left", pad=26)
             says = style.shortened(_law(str(law), points), TITLE_CHARACTERS[n_columns] + 4)
-            numbers = f"R² = {_r_squared(points)},  n = {len(points)}"
+            numbers = f"R² = {_r_squared_of_runs(every_run)},  n = {len(points)}"
             panel.text(
                 *(0, 1.03, f"{says}\n{numbers}"), transform=panel.transAxes, va="bottom", color=style.QUIET
             )
@@ -137,11 +138,17 @@ def _law(law: str, points: pd.DataFrame) -> str:
     )
 
 
-def _r_squared(points: pd.DataFrame) -> str:
-    """Return a panel's R² from the table, or of its rows where the table has none."""
+def _r_squared_of_runs(points: pd.DataFrame) -> str:
+    """Return a panel's R², of several runs the least and the largest."""
+    found = sorted(map(_r_squared, selection.runs_of(points) or [points]))
+    ends = dict.fromkeys(style.decimals(r2) if np.isfinite(r2) else "–" for r2 in (found[0], found[-1]))
+    return " … ".join(ends)
+
+
+def _r_squared(points: pd.DataFrame) -> float:
+    """Return R² from the table, or of its rows where the table has none."""
     if "r2" in points and len(points):
-        r2 = float(points["r2"].iloc[0])
-        return style.decimals(r2) if np.isfinite(r2) else "–"
+        return float(points["r2"].iloc[0])
     observed, predicted = points["observed"].astype(float), points["predicted"].astype(float)
     spread = ((observed - observed.mean()) ** 2).sum()
-    return style.decimals(1 - ((observed - predicted) ** 2).sum() / spread) if spread > 0 else "–"
+    return 1 - float(((observed - predicted) ** 2).sum() / spread) if spread > 0 else np.nan

@@ -15,7 +15,8 @@ import pandas as pd
 
 from wdanalysis.analysis.floors import NEAR_FLOOR
 from wdanalysis.analysis.nulls import null_curve
-from wdanalysis.analysis.table import apart, labels
+from wdanalysis.analysis.runs import has_runs
+from wdanalysis.analysis.table import apart
 from wdanalysis.figures import style
 from wdanalysis.figures.profiles import SQUASHED
 from wdanalysis.figures.scatter_figure import LEAST_SHARE, NULL_ROOM
@@ -107,7 +108,7 @@ def data(
         "metrics": thinned(apart(findings.averaged)),
         "correlations": findings.correlations,
         "diagnostics": findings.diagnostics,
-        "skipped": pd.DataFrame(run.skipped, columns=["method", "run", "step", "name", "reason"]),
+        "skipped": skipped(run),
         "inputs": inputs(run),
     }
     where_any = {
@@ -122,7 +123,7 @@ def data(
         tables["geometry"] = geometry
     scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
     return {
-        "tables": {name: table(without_runs(frame)) for name, frame in tables.items()},
+        "tables": {name: table(frame) for name, frame in tables.items()},
         "rules": {
             "near_floor": NEAR_FLOOR,
             "squashed": SQUASHED,
@@ -135,12 +136,6 @@ def data(
             "layers_dark": _sampled(scale[DARK_START:]),
         },
     }
-
-
-def without_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table without its columns of runs, where no method has several."""
-    empty = [name for name in ("run", "run_a", "run_b") if labels(table, name).eq("").all()]
-    return table.drop(columns=empty, errors="ignore")
 
 
 def thinned(table: pd.DataFrame) -> pd.DataFrame:
@@ -162,8 +157,17 @@ def table(frame: pd.DataFrame) -> dict[str, Any]:
     return {"rows": len(frame), "columns": [_column(str(name), frame[name]) for name in frame.columns]}
 
 
+def skipped(run: Run) -> pd.DataFrame:
+    """Return a row for all that was left out: method, run (where a method has several), step, name, reason."""
+    rows = pd.DataFrame(run.skipped, columns=["method", "run", "step", "name", "reason"])
+    return _without_empty_run(rows)
+
+
 def inputs(run: Run) -> pd.DataFrame:
-    """Return a row for every file that was read: method, run, step, format, path, bytes, header_sha256."""
+    """Return a row for every file that was read.
+
+    Its columns are method, run (where a method has several), step, format, path, bytes and header_sha256.
+    """
     rows = [
         (
             *(method, checkpoint.run, checkpoint.step, checkpoint.format),
@@ -174,7 +178,7 @@ def inputs(run: Run) -> pd.DataFrame:
         for file in checkpoint.files
     ]
     columns = ["method", "run", "step", "format", "path", "bytes", "header_sha256"]
-    return pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "bytes": "Int64"})
+    return _without_empty_run(pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "bytes": "Int64"}))
 
 
 def readings(table: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
@@ -204,6 +208,10 @@ def provenance(run: Run) -> Iterator[tuple[str, str]]:
     if run.bytes_read:
         yield "read", f"{run.bytes_read / 1e6:,.1f} MB"
     yield "versions", ", ".join(f"{package} {version}" for package, version in run.versions.items())
+
+
+def _without_empty_run(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows if has_runs(rows) else rows.drop(columns="run")
 
 
 def _column(name: str, values: pd.Series) -> dict[str, Any]:
