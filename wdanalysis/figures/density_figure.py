@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from wdanalysis.analysis.regression import at_last_step
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
 from wdanalysis.figures.scatter_figure import TITLE_CHARACTERS
@@ -23,7 +22,8 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
     """Draw how many vectors of a module have which change of length (y) and of direction (x), a panel a method.
 
     Both axes are logarithmic and the same in all panels; the change of length is taken without its sign. The cross is
-    the mean over all vectors, which a vector or two may pull far from where most are.
+    the mean over all vectors, which a vector or two may pull far from where most are. The vectors of several runs are
+    counted together.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
     if vectors.empty:
         raise ComparisonError("there are no vectors: they are kept where they are asked for")
     rows = selection.rows_where(vectors, "module", module)
-    rows = at_last_step(rows) if step is None else selection.at_step(rows, step)
+    rows = selection.at_step(rows, step)
     methods = selection.unique(rows, "method")
     when = selection.step_names(rows)
     one_step = len(set(when.values())) == 1
@@ -85,7 +85,9 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
             panel.set_xlim(edges[0][0], edges[0][-1])
             panel.set_ylim(edges[1][0], edges[1][-1])
             panel.set_title(title, loc="left", pad=15)
-            says = style.listed("" if one_step else when[method], f"{int(counts[method].sum()):,} vectors")
+            runs = rows.loc[method_of == method, "run"].nunique() if "run" in rows else 1
+            counted = f"{int(counts[method].sum()):,} vectors" + (f" of {runs} runs" if runs > 1 else "")
+            says = style.listed("" if one_step else when[method], counted)
             panel.text(0, 1.03, says, transform=panel.transAxes, va="bottom", color=style.QUIET)
             style.number_axis(panel.xaxis, "1 − cos" if index + n_columns >= len(methods) else "", ticks=4)
             style.number_axis(panel.yaxis, "" if index % n_columns else "|m − m₀|/m₀")

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.analysis.table import apart
 from wdanalysis.figures import selection, style
 
@@ -24,7 +25,8 @@ def heatmap(
     """Draw ΔM (above) and ΔD (below) of a method, a column a layer and a row a module.
 
     Several matrices of one layer and module (experts) are shown by their median. A cell without a value is
-    grey; one whose ΔD may be rounding has a dot. Cells of several runs hold their mean; stacks have rows of their own.
+    grey; one whose ΔD may be rounding has a dot. Cells of several runs hold their mean. Merged stacks are taken
+    apart again (``encoder.q``), as a layer's number means something in its stack only.
 
     Parameters
     ----------
@@ -53,10 +55,7 @@ def heatmap(
     vectors = selection.vectors(rows)
     rows = selection.at_step(rows, step)
     runs_note = selection.runs_note(rows).partition(";")[0].replace("strong: ", "")
-    rows = selection.over_runs(rows)
-    if len(selection.stacks(rows)) > 1:
-        stack = selection.labels_of(rows, "stack")
-        rows = rows.assign(module=stack.where(stack == "", stack + ".") + rows["module"])
+    rows = averaged(rows)
     modules = selection.unique(rows, "module")
     table = selection.per_layer(rows[rows["layer"].notna()], ["module", "layer"])
 

@@ -39,9 +39,6 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 )
 """Each kind of figure, a function of `wdanalysis.figures`."""
 
-TABLES = tuple(dict.fromkeys(name for kind in KINDS.values() for name in (kind.table, *kind.beside)))
-"""The tables that figures are drawn from."""
-
 
 @dataclass(frozen=True)
 class Quantity:

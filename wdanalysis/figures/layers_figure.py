@@ -8,11 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.analysis.table import apart
 from wdanalysis.figures import profiles, selection, style
-
-STACK_LINES = ("-", "--", ":", "-.")
-"""Dashes of the lines of the first, second … stack."""
 
 
 def layers(
@@ -25,8 +23,8 @@ def layers(
     """Draw ΔM (left) and ΔD (right) by layer, a row of panels a module and a line a method.
 
     A module of a single layer, or of none, gets a point a method instead. Several matrices of one layer and
-    module (experts) are shown by their median. Of several runs each is a faint line and their mean a strong one;
-    of several stacks each has a line with dashes of its own.
+    module (experts) are shown by their median. Of several runs each is a faint line and their mean a strong one.
+    Merged stacks are taken apart again (``encoder.q``), as a layer's number means something in its stack only.
 
     Parameters
     ----------
@@ -68,15 +66,14 @@ def layers(
         height = 2.1 if len(modules) == 1 else 1.6 * len(modules)
         figure = style.new_figure(height=height + 0.8)
         panels = figure.subplots(len(modules), 2, squeeze=False)
-        stacks = dict(zip(selection.stacks(rows), STACK_LINES, strict=False))
         lengths = [
-            _draw_module(pair, rows[rows["module"] == name], styles, stacks, log)
+            _draw_module(pair, rows[rows["module"] == name], styles, log)
             for pair, name in zip(panels, modules, strict=True)
         ]
         if len(modules) > 1:
             for panel, name in zip(panels[:, 0], modules, strict=True):
                 panel.set_title(style.shortened(name, 44), loc="left", fontweight="bold")
-        profiles.method_legend(figure, styles, labels, max(lengths), stacks)
+        profiles.method_legend(figure, styles, labels, max(lengths))
         what = modules[0] if len(modules) == 1 else "by layer"
         style.title(
             figure,
@@ -92,26 +89,26 @@ def _draw_module(
     pair: Sequence[Axes],
     rows: pd.DataFrame,
     styles: dict[str, style.MethodStyle],
-    stacks: dict[str, str],
     log: bool | None,
 ) -> int:
     """Draw ΔM and ΔD of one module; return the number of layers."""
     single = rows["layer"].nunique() < 2
     places = rows.assign(layer=0) if single else rows
-    table = selection.per_layer(selection.over_runs(places), ["method", "stack", "layer"])
-    runs = [selection.per_layer(run, ["method", "stack", "layer"]) for run in selection.runs_of(places)]
-    methods = selection.unique(table, "method")
+    table = selection.per_layer(averaged(places), ["method", "layer"])
+    with_values = places[selection.has_values(places)]
+    runs = [selection.per_layer(run, ["method", "layer"]) for run in selection.runs_of(with_values)]
+    lines = [(line, True) for line in runs] + [
+        (line, False) for _, line in table.groupby("method", sort=False)
+    ]
+    methods = selection.unique(with_values, "method")
     for panel, column in zip(pair, selection.VALUES, strict=True):
-        for faint in (True, False):
-            for part in runs if faint else [table]:
-                ordered = part.sort_values("layer", kind="stable")
-                for key, line in ordered.groupby(["method", "stack"], sort=False):
-                    method, stack = map(str, key)
-                    x = [methods.index(method)] * len(line) if single else line["layer"].astype(int)
-                    look = profiles.line_style(styles[method], len(line), stacks.get(stack), faint=faint)
-                    panel.plot(x, line[column], **look)
-                    if not faint:
-                        profiles.hollow_points(panel, x, line[column], line["near_floor"], styles[method])
+        for points, faint in lines:
+            line = points.sort_values("layer", kind="stable")
+            method = str(line["method"].iloc[0])
+            x = [methods.index(method)] * len(line) if single else line["layer"].astype(int)
+            panel.plot(x, line[column], **profiles.line_style(styles[method], len(line), faint=faint))
+            if not faint:
+                profiles.hollow_points(panel, x, line[column], line["near_floor"], styles[method])
         profiles.value_axis(panel, table, column, log)
         if table.empty:
             panel.set_axis_off()

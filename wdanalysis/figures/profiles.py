@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,20 +39,14 @@ def squashes(table: pd.DataFrame, column: str) -> bool:
     return len(medians) > 1 and bool(medians.max() > SQUASHED * medians.min())
 
 
-def line_style(
-    method: style.MethodStyle, points: int, dashes: str | None = None, *, faint: bool = False
-) -> dict[str, Any]:
-    """Return plot's keywords for a method's line: markers where it has few points, else dashes; thin for one of runs.
-
-    `dashes` are those of a stack; where there are several, they tell them apart.
-    """
+def line_style(method: style.MethodStyle, points: int, *, faint: bool = False) -> dict[str, Any]:
+    """Return plot's keywords for a method's line: markers where it has few points, else dashes; thin for a run's."""
     if faint:
-        single = {"marker": ".", "linestyle": "none"} if points == 1 else {"linestyle": dashes or "-"}
+        single = {"marker": ".", "linestyle": "none"} if points == 1 else {"linestyle": "-"}
         return {"color": method.color, "alpha": 0.5, "linewidth": 0.7, "zorder": 1.5, **single}
     if points > FEW:
-        return {"color": method.color, "linestyle": dashes if dashes not in (None, "-") else method.linestyle}
-    dashes = (dashes or "-") if points > 1 else "none"
-    return {"color": method.color, "marker": method.marker, "linestyle": dashes}
+        return {"color": method.color, "linestyle": method.linestyle}
+    return {"color": method.color, "marker": method.marker, "linestyle": "-" if points > 1 else "none"}
 
 
 def hollow_points(
@@ -75,17 +67,8 @@ def hollow_points(
 
 
 def method_legend(
-    figure: Figure,
-    styles: dict[str, style.MethodStyle],
-    labels: dict[str, str],
-    points: int,
-    stacks: Mapping[str, str] = MappingProxyType({}),
+    figure: Figure, styles: dict[str, style.MethodStyle], labels: dict[str, str], points: int
 ) -> None:
-    """Put the methods of `labels` under the panels, and the dashes of stacks where there are several."""
+    """Put the methods of `labels` under the panels."""
     handles = [Line2D([], [], **line_style(styles[method], points)) for method in labels]
-    names = list(labels.values())
-    if len(stacks) > 1:
-        looks: list[dict[str, Any]] = [{"color": style.QUIET, "linestyle": line} for line in stacks.values()]
-        handles += [Line2D([], [], **look) for look in looks]
-        names += [stack or "other" for stack in stacks]
-    style.legend(figure, handles, names)
+    style.legend(figure, handles, list(labels.values()))

@@ -20,6 +20,8 @@ from wdanalysis.analysis import readings as sentences
 from wdanalysis.analysis import regression
 from wdanalysis.analysis.floors import near_floor
 from wdanalysis.analysis.nulls import null_curve
+from wdanalysis.analysis.runs import averaged
+from wdanalysis.analysis.table import labels
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
 from wdanalysis.figures.kinds import PAPER_X, PAPER_Y, QUANTITIES
@@ -104,7 +106,7 @@ def scatter(
     as_in_the_paper = pair == (PAPER_X, PAPER_Y)
     methods = selection.unique(rows, "method")
     every_run = rows[selection.has_values(rows, pair)]
-    points = selection.over_runs(every_run)
+    points = averaged(every_run)
     null = null_curve(points) if as_in_the_paper else null_curve(points.iloc[:0])
     lines = _pooled_lines(rows, pair, correlations)
     share = _fill_shared_axes(points, pair) if share_axes is None else share_axes
@@ -210,11 +212,11 @@ def _pooled_lines(
     if pair != (PAPER_X, PAPER_Y):
         unfit = [name for name in map(str, rows) if name.startswith("null_") or name.endswith("_unshrunk")]
         swapped = rows.assign(**{PAPER_X: rows[pair[0]], PAPER_Y: rows[pair[1]]}).drop(columns=unfit)
-        correlations = regression.correlations(selection.over_runs(swapped))
+        correlations = regression.correlations(averaged(swapped))
         nulls = [name for name in map(str, correlations) if name.startswith("r_null")]
         correlations = correlations.drop(columns=nulls)
     elif correlations is None:
-        correlations = regression.correlations(selection.over_runs(rows))
+        correlations = regression.correlations(averaged(rows))
     module = rows["module"].iloc[0]
     pooled = correlations[(correlations["scope"] == "pooled") & (correlations["module"] == module)]
     return {str(row["method"]): row for row in pooled.to_dict("records")}
@@ -222,7 +224,7 @@ def _pooled_lines(
 
 def _readings(metrics: pd.DataFrame, module: str, readings: pd.DataFrame | None) -> list[str]:
     """Return what is read from each panel, a paragraph a method; a sentence may tell of how many panels it is one."""
-    table = sentences.readings(selection.over_runs(metrics)) if readings is None else readings
+    table = sentences.readings(averaged(metrics)) if readings is None else readings
     table = table[table["module"] == module]
     by_method = table.groupby("method", sort=False)["sentence"].agg(" ".join)
     return [style.shortened(f"{method}: {text}", 300) for method, text in by_method.items()]
@@ -254,7 +256,7 @@ def _draw_points(
     many = len(points) > MANY_POINTS
     colours = style.layer_colours().with_extremes(bad=style.MISSING)
     outlines = dict(zip(selection.stacks(points), OUTLINES, strict=False))
-    shown = points.assign(_hollow=near_floor(points), _stack=selection.labels_of(points, "stack"))
+    shown = points.assign(_hollow=near_floor(points), _stack=labels(points, "stack"))
     for step, at_step in shown.groupby("step", dropna=False):
         marker = markers[None if pd.isna(step) else step][1]
         for (stack, hollow), rows in at_step.groupby(["_stack", "_hollow"]):

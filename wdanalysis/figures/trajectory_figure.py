@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from wdanalysis.analysis.floors import near_floor
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.figures import profiles, selection, style
 
 
@@ -41,7 +42,7 @@ def trajectory(metrics: pd.DataFrame, module: str, *, log: bool | None = None) -
     vectors = selection.vectors(rows)
     stepped = rows[rows["step"].notna() & selection.has_values(rows)]
     runs = selection.runs_of(stepped)
-    means = selection.over_runs(stepped)
+    means = averaged(stepped)
     means = means.assign(near_floor=near_floor(means))
     without_step = selection.unique(rows[rows["step"].isna()], "method")
     steps = sorted(stepped["step"].unique())

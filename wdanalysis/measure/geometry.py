@@ -51,7 +51,7 @@ _SHAPES = tuple(f"{which}_{of}" for of in ("hill", "entropy") for which in ("bas
 
 GEOMETRY_COLUMNS = (
     *("method", "step", "layer", "module", "name"),
-    *("subspace", *_MEASURES, "directions", *_STEP_SIMILARITY, *_SHAPES),
+    *("subspace", *_MEASURES, "directions", *_STEP_SIMILARITY, *_SHAPES, "run"),
 )
 """The columns of `measure_geometry`'s table."""
 
@@ -241,7 +241,7 @@ class GeometryTaker:
         self._options = options
         self._rows: list[dict[str, Any]] = []
         self._base: _BaseGeometry | None = None
-        self._directions: dict[str, list[_Directions]] = {}
+        self._directions: dict[tuple[str, str], list[_Directions]] = {}
 
     def add(self, pair: Pair) -> None:
         """Take a matrix's row."""
@@ -252,12 +252,12 @@ class GeometryTaker:
         self._base = self._base or _BaseGeometry(pair.base, self._options)
         row |= _row(self._base, pair.update, self._options)
         self._rows.append(row)
-        self._directions.setdefault(pair.state.method, []).append(
+        self._directions.setdefault(pair.state.training, []).append(
             _Directions(row, pair.update.right, pair.update.factors, pair.is_last)
         )
 
     def finish_matrix(self) -> None:
-        """Compare each step's update with the last one's."""
+        """Compare each step's update with the last one's of its run."""
         for steps in self._directions.values():
             if last := next((step for step in steps if step.is_last), None):
                 for step in steps:
@@ -289,8 +289,8 @@ def measure_geometry(
     Returns
     -------
     DataFrame
-        `GEOMETRY_COLUMNS`, a row for every method, step and matrix. Empty where an element is not finite, and what an
-        update of zero has not.
+        `GEOMETRY_COLUMNS`, a row for every method, run, step and matrix. Empty where an element is not finite, and what
+        an update of zero has not.
 
     Examples
     --------

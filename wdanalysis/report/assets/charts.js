@@ -104,12 +104,17 @@ const NULL_COLOUR = "#a9a9a9";
 /** The panels that predictions have: a method, a law and what it predicts. */
 const panelsOf = (rows) => [...new Map(rows.map((row) => [JSON.stringify([row.method, row.law, row.quantity]), row])).values()];
 
-/** R² of predictions themselves, without a line through the points. */
+/** R² of predictions themselves, without a line through the points: of several runs the least and the largest. */
+function rSquaredOfRuns(rows) {
+  const found = distinct(rows.map(({ run }) => run)).map((run) => rSquared(rows.filter((row) => row.run === run))).sort((a, b) => a - b);
+  return distinct([found[0], found.at(-1)]).map((r2) => (Number.isFinite(r2) ? r2.toFixed(2).replace("-", "−") : "–")).join(" … ");
+}
+
 function rSquared(rows) {
   const mean = rows.reduce((total, { observed }) => total + observed, 0) / rows.length;
   const sum = (f) => rows.reduce((total, row) => total + f(row) ** 2, 0);
   const spread = sum(({ observed }) => observed - mean);
-  return spread > 0 ? (1 - sum(({ observed, predicted }) => observed - predicted) / spread).toFixed(2).replace("-", "−") : "–";
+  return spread > 0 ? 1 - sum(({ observed, predicted }) => observed - predicted) / spread : NaN;
 }
 
 /** What the table of correlations says of a method in the chosen module, over all layers and steps. */
@@ -315,7 +320,7 @@ function update() {
     setRange(plot.y_range, both);
     equal.data = { x: both, y: both };
     data.data = { x: scaled("predicted"), y: scaled("observed"), layer: mine.map(({ layer }) => layer ?? NaN) };
-    caption.replaceChildren(element("strong", {}, method), element("span", {}, `${law.replaceAll("_", " ")}: R² = ${rSquared(mine)}, n = ${mine.length}`));
+    caption.replaceChildren(element("strong", {}, method), element("span", {}, `${law.replaceAll("_", " ")}: R² = ${rSquaredOfRuns(mine)}, n = ${mine.length}`));
   }
   const profileUnits = {};
   for (const { plot, caption, name, label, filter, lines } of charts.profiles) {
