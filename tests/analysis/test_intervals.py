@@ -215,7 +215,7 @@ def test_intervals_follow_the_scale(scale: float) -> None:
 
 
 def z_over_error(x: np.ndarray, y: np.ndarray) -> float:
-    """|artanh r| of the ranks at each step over its standard error: its slope in each layer's weight, by differences."""
+    """|artanh r| of ranks at each step over its standard error, from its slopes in the layers' weights."""
     a, b = (stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x, y))
 
     def z(weight: np.ndarray) -> float:
