@@ -245,23 +245,23 @@ def _with_layers(
     scale_x, scale_y = scale = np.sqrt((about_mean**2).mean(axis=1))
     u, v = about_mean / scale[:, None]  # of order one: sums of squares keep their digits
     found = by_layer(u, v, group, layer)
+    most_moving = int(found.leave_out_layer)
     inside = _less_group_means(u, group), _less_group_means(v, group)
-    kept = layer != found.leave_out_layer
+    kept = layer != most_moving
     rest = (inside[0][kept], inside[1][kept], step[kept], layer[kept])
     per = scale_y / scale_x
-    low, high = found.slope_low * per, found.slope_high * per
     return replace(
         line,
-        r_low=found.r_low,
-        r_high=found.r_high,
+        r_low=float(found.r_low),
+        r_high=float(found.r_high),
         p_value=permutation_p(*inside, step, layer),
-        slope_low=float(low),
-        slope_high=float(high),
-        leave_out_low=found.leave_out_low,
-        leave_out_high=found.leave_out_high,
-        leave_out_layer=labels[found.leave_out_layer] if found.leave_out_layer >= 0 else None,
+        slope_low=float(found.slope_low * per),
+        slope_high=float(found.slope_high * per),
+        leave_out_low=float(found.leave_out_low),
+        leave_out_high=float(found.leave_out_high),
+        leave_out_layer=labels[most_moving] if most_moving >= 0 else None,
         leave_out_p=NAN if kept.all() else permutation_p(*rest, fewest=FEWEST_LAYERS - 1),
-        t=found.t,
+        t=float(found.t),
         level_variance=float(found.level_variance * scale_y**2),
         level_slope_covariance=float(found.level_slope_covariance * scale_y * per),
         slope_variance=float(found.slope_variance * per**2),
@@ -572,9 +572,13 @@ def _less_group_means(values: NDArray[np.float64], group: NDArray[np.intp]) -> N
 
 def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the ranks less their mean; equal values share the mean of their ranks."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(count) - (count - 1) / 2
-    centred: NDArray[np.float64] = mean_rank[place] - (len(values) + 1) / 2
+    order = np.argsort(values)
+    in_order, place = values[order], np.arange(len(values), dtype=np.float64)
+    if (in_order[1:] == in_order[:-1]).any():
+        _, first, count = np.unique(in_order, return_index=True, return_counts=True)
+        place = np.repeat(first + (count - 1) / 2, count)
+    centred = np.empty_like(place)
+    centred[order] = place - (len(values) - 1) / 2
     return centred
 
 
