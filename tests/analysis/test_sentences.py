@@ -130,26 +130,23 @@ UNRELATED: Mapping[str, Draw] = {
 """No layer stands out but by chance, and ΔM has nothing to do with ΔD."""
 
 
-def table_of(values: Values, method: object = 0) -> pd.DataFrame:
-    """Rows of the metrics table."""
-    step, layer = np.indices(values[0].shape)
-    numbers = {"delta_d": values[0].ravel(), "delta_m": values[1].ravel()}
-    labels = {"step": 100 * (1 + step.ravel()), "layer": layer.ravel()}
-    rows = pd.DataFrame({"method": f"{method}", "module": "q", "axis": "out"} | labels | numbers)
+def tabled(*drawn: Values) -> pd.DataFrame:
+    """Metrics of panels, each a method of its own."""
+    delta_d, delta_m = np.array(drawn).swapaxes(0, 1)
+    method, step, layer = (index.ravel() for index in np.indices(delta_d.shape))
+    numbers = {"delta_d": delta_d.ravel(), "delta_m": delta_m.ravel()}
+    labels = {"method": method.astype(str), "step": 100 * (1 + step), "layer": layer}
+    rows = pd.DataFrame({"module": "q", "axis": "out"} | labels | numbers)
     return rows.astype({"step": "Int64", "layer": "Int64"})
 
 
-def tabled(values: Draw, draws: int) -> pd.DataFrame:
-    """Metrics of many panels, each a method of its own."""
-    return pd.concat(
-        [table_of(values(generator), one) for one, generator in enumerate(generators(draws))],
-        ignore_index=True,
-    )
+def many(values: Draw, draws: int) -> pd.DataFrame:
+    return tabled(*(values(generator) for generator in generators(draws)))
 
 
 def judged(values: Draw, draws: int) -> pd.DataFrame:
     """What the table of correlations says of many panels within steps, and the badge of each."""
-    table = correlations(tabled(values, draws), ("within_step",))
+    table = correlations(many(values, draws), ("within_step",))
     table["q_value"] = table["p_value"]
     return table.assign(badge=[badge(row) for row in table.to_dict("records")])
 
@@ -157,7 +154,7 @@ def judged(values: Draw, draws: int) -> pd.DataFrame:
 # trend, one_layer -------------------------------------------------------------------------------------------------
 
 
-@in_quick_and_slow(100, 1500)
+@in_quick_and_slow(100, 500)
 @pytest.mark.parametrize("case", UNRELATED)
 def test_no_trend_is_told_and_no_layer_is_blamed_where_all_are_alike(
     case: str, draws: int, bound: float
@@ -167,7 +164,7 @@ def test_no_trend_is_told_and_no_layer_is_blamed_where_all_are_alike(
     assert_rare("one_layer", said.eq(ONE_LAYER).mean(), bound)
 
 
-@in_quick_and_slow(100, 1000)
+@in_quick_and_slow(60, 300)
 def test_a_layer_far_out_in_both_makes_no_trend_and_is_the_one_that_is_named(
     draws: int, bound: float
 ) -> None:
@@ -190,7 +187,7 @@ def test_a_trend_is_told_where_there_is_one() -> None:
 
 def test_the_sentences_are_those_of_the_badges() -> None:
     metrics = pd.concat(
-        [tabled(values, 20).assign(module=name) for name, values in {**UNRELATED, "o": outlier}.items()]
+        [many(values, 20).assign(module=name) for name, values in {**UNRELATED, "o": outlier}.items()]
     )
     table = correlations(metrics, PANEL_SCOPES)
     said = readings(metrics, table)
@@ -205,7 +202,7 @@ def test_the_sentences_are_those_of_the_badges() -> None:
 
 def panel_of(values: Values) -> Panel:
     """A panel without p-values and intervals, which cost most of the time."""
-    rows = table_of(values)
+    rows = tabled(values)
     bare = Panel(rows, rows, {}, {}, 1)
     found = parts(rows["delta_d"], rows["delta_m"], rows["step"])
     _, r = choose_steps(bare.points)
@@ -243,7 +240,7 @@ def test_the_cases_in_which_nothing_mixes_are_what_they_claim_to_be(case: str) -
     assert abs(found["pearson_r"] - found["r_within"]) < 0.06
 
 
-@in_quick_and_slow(100, 1000)
+@in_quick_and_slow(60, 300)
 @pytest.mark.parametrize("case", NOTHING_MIXES)
 def test_a_pooled_r_is_not_taken_apart_where_nothing_mixes(case: str, draws: int, bound: float) -> None:
     assert_rare("pooled_parts", len(said_of("pooled_parts", NOTHING_MIXES[case], draws)) / draws, bound)
@@ -269,7 +266,7 @@ ONE_SIGN: Mapping[str, Draw] = {
 """All choices of four of the steps have an r above 0."""
 
 
-@in_quick_and_slow(100, 700)
+@in_quick_and_slow(60, 250)
 @pytest.mark.parametrize("case", ONE_SIGN)
 def test_no_choice_of_steps_is_said_to_decide_a_sign_that_all_have(
     case: str, draws: int, bound: float
@@ -324,7 +321,7 @@ def lengths_of_all_sizes(generator: np.random.Generator) -> Panel:
 NO_SHRINK = {of.__name__: of for of in (only_noise, only_turns, one_long_vector, lengths_of_all_sizes)}
 
 
-@in_quick_and_slow(200, 3000)
+@in_quick_and_slow(100, 1000)
 @pytest.mark.parametrize("case", NO_SHRINK)
 def test_no_shrink_is_told_where_there_is_none(case: str, draws: int, bound: float) -> None:
     said = [RULES["shrink"](NO_SHRINK[case](generator)) for generator in generators(draws)]
@@ -348,7 +345,7 @@ def shrinks_said(draws: int, spread: float = 0.0) -> list[tuple[str, float]]:
     return [(text, true) for panel, true in drawn if (text := RULES["shrink"](panel))]
 
 
-@in_quick_and_slow(200, 3000)
+@in_quick_and_slow(100, 1000)
 def test_the_share_of_a_shrink_is_the_true_one(draws: int, bound: float) -> None:
     said = shrinks_said(draws)
     assert draws / 4 < len(said) < draws
@@ -356,7 +353,7 @@ def test_the_share_of_a_shrink_is_the_true_one(draws: int, bound: float) -> None
     assert_rare("shrink's share", np.mean(off), bound)
 
 
-@in_quick_and_slow(200, 3000)
+@in_quick_and_slow(100, 1000)
 def test_factors_that_differ_are_not_called_one(draws: int, bound: float) -> None:
     said = shrinks_said(draws, spread=1.25 * ONE_FACTOR)
     assert_rare("one common shrink", np.mean(["one common" in text for text, _ in said]), bound)
@@ -370,12 +367,12 @@ def unrelated_below_a_shrink(values: Draw, draws: int) -> pd.DataFrame:
         lengths = np.exp(generator.normal(size=x.shape[1]))
         return x, np.abs(y) + 9 * np.abs(y).mean() * lengths * np.arange(1, 1 + len(x))[:, None]
 
-    metrics = tabled(shrunk, draws)
+    metrics = many(shrunk, draws)
     apart = np.concatenate([np.abs(values(generator)[1]).ravel() for generator in generators(draws)])
     return metrics.assign(shrink=0.01, delta_m_unshrunk=apart)
 
 
-@in_quick_and_slow(60, 600)
+@in_quick_and_slow(40, 150)
 @pytest.mark.parametrize("case", ["independent, 6 layers", "trended", "heavy tails", "heavy tails, 6 layers"])
 def test_no_trend_is_told_without_the_shrink_where_there_is_none(case: str, draws: int, bound: float) -> None:
     metrics = unrelated_below_a_shrink(UNRELATED[case], draws)
@@ -444,7 +441,7 @@ def few_said(case: str, draws: int, layers: int = 6) -> float:
     return said / draws
 
 
-@in_quick_and_slow(40, 200)
+@in_quick_and_slow(20, 40)
 @pytest.mark.parametrize("case", ALIKE)
 @pytest.mark.parametrize("layers", [1, 6])
 def test_no_vector_is_said_to_turn_far_more_where_all_are_alike(
@@ -539,7 +536,7 @@ def log_uniform(generator: np.random.Generator, low: float, high: float) -> floa
     return math.exp(generator.uniform(math.log(low), math.log(high)))
 
 
-@in_quick_and_slow(8, 60)
+@in_quick_and_slow(6, 30)
 @pytest.mark.parametrize("base", BASES)
 def test_on_the_grid_what_is_said_of_rounding_is_so(base: str, draws: int, bound: float) -> None:
     """From updates of which next to nothing is left to those that lose less than is told."""
@@ -550,7 +547,7 @@ def test_on_the_grid_what_is_said_of_rounding_is_so(base: str, draws: int, bound
             found = rounded(generator, Path(folder), size, on_grid=True, base=base)
         if text := RULES["rounding"](found.panel):
             told += 1
-            off += abs(int(text.split("about ")[1].split()[0]) / 100 - (1 - np.median(found.kept))) > 0.05
+            off += abs(int(text.split("about ")[1].split()[0]) / 100 - (1 - np.median(found.kept))) > 0.1
         text = RULES["few_elements"](found.panel)
         false_count += text is not None and abs(int(text.split()[0]) / 100 - found.equal) > 0.0051
         false_vector += RULES["few_vectors"](found.panel) is not None and found.largest < FEW_VECTORS / 2
@@ -560,12 +557,12 @@ def test_on_the_grid_what_is_said_of_rounding_is_so(base: str, draws: int, bound
     assert_rare("few_vectors", false_vector / draws, bound)
 
 
-@in_quick_and_slow(8, 60)
+@in_quick_and_slow(6, 30)
 @pytest.mark.parametrize("base", BASES)
-def test_off_the_grid_points_that_may_be_rounding_are_those_that_it_makes_larger_by_half(
+def test_off_the_grid_points_that_may_be_rounding_are_those_that_it_made_larger(
     base: str, draws: int, bound: float
 ) -> None:
-    """Where rounding made ΔD larger by less than 40 %, no point is counted."""
+    """Where rounding made ΔD larger by less than a quarter, no point is counted."""
     false, told = [], 0
     for generator in generators(draws):
         with TemporaryDirectory() as folder:
@@ -573,7 +570,7 @@ def test_off_the_grid_points_that_may_be_rounding_are_those_that_it_makes_larger
             found = rounded(generator, Path(folder), size, on_grid=False, base=base, layers=1)
         said = RULES["rounding"](found.panel) is not None
         told += said
-        if found.kept[0] < 1.4:
+        if found.kept[0] < 1.25:
             false.append(said)
     assert told > draws / 10
     assert_rare("rounding, off the grid", np.mean(false), bound)
@@ -591,7 +588,7 @@ def without_structure(kind: str, draws: int) -> Iterator[pd.DataFrame]:
         yield from walks({"stored": None, "rank 1": 1, "rank 4": 4}[kind], draws)
 
 
-@in_quick_and_slow(40, 250)
+@in_quick_and_slow(30, 120)
 @pytest.mark.parametrize("kind", ["stored", "rank 1", "rank 4", "dora"])
 def test_an_update_without_structure_is_said_to_lie_outside_its_band_in_one_of_twenty(
     kind: str, draws: int, bound: float
