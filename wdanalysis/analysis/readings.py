@@ -289,7 +289,7 @@ def largest_by_chance(vectors: ArrayLike, length: ArrayLike, rank: ArrayLike) ->
     Examples
     --------
     >>> largest_by_chance(4096, [4096, 4096, 4096], [np.nan, 8, 1]).round(2)
-    array([ 1.1 ,  4.97, 42.07])
+    array([ 1.1 ,  5.02, 42.05])
     """
     freedom = np.fmin(np.asarray(length, float) - 1, rank)
     return np.asarray(chdtri(freedom, BY_CHANCE / np.asarray(vectors, float)) / chdtri(freedom, 0.5))
