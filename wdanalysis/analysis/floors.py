@@ -19,12 +19,16 @@ MOSTLY_KEPT = 2 / 3
 def near_floor(metrics: pd.DataFrame) -> pd.Series[bool]:
     """Tell for each row of the metrics table whether rounding decides its ΔD.
 
-    That is, off the grid of the stored dtype, a ΔD under `NEAR_FLOOR` times what rounding makes by itself; on it, where
+    That is, off the grid of the stored dtype, a ΔD under `NEAR_FLOOR` times what rounding makes by itself, unless its
+    expected bias is known and no such thing (the floor counts the error along a vector too, which turns nothing: in
+    a vector of one large element that is most of it); on it, where
     rounding makes nothing by itself, one of which less than `MOSTLY_KEPT` is left (`erased`). Adapters' rows never are:
     their updates are not rounded. Nor are those of a table without diagnostics.
     """
     ratio = metrics["floor_ratio"] if "floor_ratio" in metrics else metrics["delta_d"] * np.nan
-    return (ratio < NEAR_FLOOR) | (erased(metrics) > 1 - MOSTLY_KEPT)
+    bias = metrics["delta_d_bias"] if "delta_d_bias" in metrics else ratio * np.nan
+    made = (ratio < NEAR_FLOOR) & ~(bias < 1 / MOSTLY_KEPT)
+    return made | (erased(metrics) > 1 - MOSTLY_KEPT)
 
 
 def erased(metrics: pd.DataFrame) -> pd.Series[float]:

@@ -314,6 +314,13 @@ class Points:
         """Return those points alone."""
         return Points(*(getattr(self, field.name)[kept] for field in fields(self)))
 
+    def r(self, *, within_steps: bool = False) -> float:
+        """Pearson's r of finite points, of each less its step's mean or of all; NaN where there is no spread."""
+        group = np.unique(self.step, return_inverse=True)[1] if within_steps else np.zeros_like(self.step)
+        u, v = (_less_group_means(values, group) for values in (self.delta_d, self.delta_m))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(_pearson(u, v))
+
     def by_step(self) -> Iterator[tuple[object, Points]]:
         """Yield every step and its points in order; those without a step last, as a step of their own (NA)."""
         for step in sorted(set(self.step.tolist()), key=lambda step: (step == NO_LABEL, step)):
