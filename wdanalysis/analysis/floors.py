@@ -28,10 +28,10 @@ def near_floor(metrics: pd.DataFrame) -> pd.Series[bool]:
 
 
 def erased(metrics: pd.DataFrame) -> pd.Series[float]:
-    """The share of its ΔD that rounding is expected to have erased, for each row of a base on the grid; else NaN.
+    """The share of its ΔD that rounding is expected to have erased, for rows of a base on the grid or mostly; else NaN.
 
     Below 0 where rounding made it larger.
     """
     if "delta_d_bias" not in metrics or "grid" not in metrics:
         return metrics["delta_d"] * np.nan
-    return (1 - metrics["delta_d_bias"]).where(metrics["grid"].eq("on"))
+    return (1 - metrics["delta_d_bias"]).where(metrics["grid"].isin(["on", "mixed"]))
