@@ -233,11 +233,14 @@ class _BaseGeometry:
     def __init__(self, base: BaseVectors, options: GeometryOptions) -> None:
         W0 = base.matrix
         self.matrix, self.values = W0, base.decomposed.values
-        self.k = min(options.subspace(W0.shape), base.decomposed.rank)
-        self.left, self.right = base.decomposed.left(self.k), base.decomposed.right(self.k)
+        k, r = (
+            min(most, base.decomposed.rank)
+            for most in (options.subspace(W0.shape), options.principal_rank(W0.shape))
+        )
+        left = base.decomposed.left(max(k, r))
+        self.k, self.left, self.right = k, left[:, :k], base.decomposed.right(k)
         count = max(1, round(options.share * W0.size))
-        principal = base.decomposed.left(min(options.principal_rank(W0.shape), base.decomposed.rank))
-        self.principal = Mask.largest(np.abs(low_rank_part(W0, principal)), count)
+        self.principal = Mask.largest(np.abs(low_rank_part(W0, left[:, :r])), count)
         self.smallest = Mask.largest(-np.abs(W0), count)
         self.share = count / W0.size
 
