@@ -23,8 +23,23 @@ def near_floor(metrics: pd.DataFrame) -> pd.Series[bool]:
     rounding makes nothing by itself, one of which less than `MOSTLY_KEPT` is left (`erased`). Adapters' rows never are:
     their updates are not rounded. Nor are those of a table without diagnostics.
     """
+    made, lost = _made_and_lost(metrics)
+    return made | lost
+
+
+def why_near_floor(metrics: pd.DataFrame) -> str:
+    """Say what is so of the rows that `near_floor` tells, of one kind or of both; "" where there are none."""
+    made, lost = _made_and_lost(metrics)
+    kinds = (
+        (made.any(), f"ΔD under {NEAR_FLOOR:g} × what rounding makes by itself"),
+        (lost.any(), "rounding erased over a third of ΔD"),
+    )
+    return ", or ".join(text for is_there, text in kinds if is_there)
+
+
+def _made_and_lost(metrics: pd.DataFrame) -> tuple[pd.Series[bool], pd.Series[bool]]:
     ratio = metrics["floor_ratio"] if "floor_ratio" in metrics else metrics["delta_d"] * np.nan
-    return (ratio < NEAR_FLOOR) | (erased(metrics) > 1 - MOSTLY_KEPT)
+    return ratio < NEAR_FLOOR, erased(metrics) > 1 - MOSTLY_KEPT
 
 
 def erased(metrics: pd.DataFrame) -> pd.Series[float]:
