@@ -280,9 +280,8 @@ class Comparison:
         from wdanalysis import figures
 
         kept = self.vectors
-        return figures.density(
-            pd.DataFrame() if kept is None else kept.read(module=module), module, **options
-        )
+        vectors = pd.DataFrame() if kept is None else kept.read(module=module)
+        return figures.density(vectors, module, **{"metrics": self.metrics} | options)
 
     def _tables(self) -> dict[str, pd.DataFrame]:
         """Every table that figures are drawn from, by name; those that this comparison lacks are left out."""

@@ -38,11 +38,11 @@ def test_geometry_is_written_as_csv_and_parquet(here: Path) -> None:
 def test_its_numbers_can_be_chosen_and_are_noted(here: Path) -> None:
     assert compare("--geometry-with", "k=2, share=0.5,tail=3")[0] == 0
     options = json.loads(Path("wd-analysis/run.json").read_text())["options"]
-    assert options["geometry"] == {"k": 2, "share": 0.5, "directions": 8, "tail": 3}
+    assert options["geometry"] == {"k": 2, "rank": None, "share": 0.5, "directions": 16, "tail": 3}
     assert set(pd.read_csv("wd-analysis/geometry.csv")["subspace"]) == {2}
 
 
-@pytest.mark.parametrize("wrong", ["rank=3", "k=many", "k", "share=2", "k=0"])
+@pytest.mark.parametrize("wrong", ["ranks=3", "k=many", "k", "share=2", "k=0"])
 def test_a_wrong_number_is_a_usage_error(here: Path, wrong: str) -> None:
     code, output = compare("--geometry-with", wrong)
     assert code == 2
@@ -53,4 +53,4 @@ def test_help_prints_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = re.sub(r"[\s│]+", "", CliRunner().invoke(app, ["compare", "--help"]).output)
     assert "--geometry-withNAME=VALUE" in text
-    assert "k=512orhalftheside,share=0.3,directions=8,tail=halfthevalues" in text
+    assert "k=512andrank=64orhalftheside,share=0.3,directions=16,tail=halfthevalues" in text

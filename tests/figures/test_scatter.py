@@ -199,6 +199,36 @@ def test_points_near_the_rounding_floor_are_hollow_and_counted(table) -> None:
     assert "hollow: ΔD under 3 × what rounding makes by itself (2 of 6)" in figure.get_suptitle()
 
 
+def test_points_that_rounding_erased_are_hollow_and_told_apart_from_those_that_it_made(table) -> None:
+    metrics = table(methods=["FT"], steps=[None], modules=["q"])
+    on = metrics.assign(grid="on", delta_d_bias=[0.4, 0.66, 0.67, 0.9, 1.0, np.nan])
+    heading = scatter(on, "q").get_suptitle()
+    assert "hollow: rounding erased over a third of ΔD (2 of 6)" in heading
+    both = on.assign(floor_ratio=[np.nan, np.nan, np.nan, np.nan, np.nan, 2.0])
+    assert (
+        "hollow: ΔD under 3 × what rounding makes by itself, or rounding erased over a third of ΔD (3 of 6)"
+        in scatter(both, "q").get_suptitle().replace("\n", " ")
+    )
+
+
+def test_null_dots_beyond_the_axes_are_told(table) -> None:
+    metrics = table(methods=["FT", "LoRA"], modules=["q"])
+    far = metrics.index[:3]
+    null = with_null(metrics)
+    null.loc[far, "null_delta_m"] *= 1000
+    assert "3 null dots lie beyond the axes" in scatter(null, "q").get_suptitle()
+    assert "beyond" not in scatter(with_null(metrics), "q").get_suptitle()
+
+
+def test_a_long_reading_ends_with_a_whole_sentence(table) -> None:
+    metrics = table(methods=["FT"], steps=[None], modules=["q"])
+    sentences = [f"Sentence {place} says {'much ' * 15}of it." for place in range(6)]
+    said = pd.DataFrame({"method": "FT", "module": "q", "sentence": sentences})
+    heading = scatter(metrics, "q", readings=said).get_suptitle().replace("\n", " ")
+    assert heading.endswith("of it. …")
+    assert all((sentence in heading) == (place < 3) for place, sentence in enumerate(sentences))
+
+
 def test_the_heading_ends_with_the_reading_of_every_panel(table) -> None:
     metrics = table(methods=["FT", "LoRA"], steps=[None])
     heading = scatter(metrics, "v").get_suptitle().replace("\n", " ")

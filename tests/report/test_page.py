@@ -114,6 +114,18 @@ def test_many_rows_are_thinned_evenly_and_the_page_says_so(monkeypatch: pytest.M
     assert "Thinned" not in report.render(Findings(few.metrics), few.run)
 
 
+def test_rows_that_rounding_made_or_erased_are_marked_for_the_charts() -> None:
+    made = make_comparison(methods=("FT",), layers=3)
+    metrics = made.metrics.assign(floor_ratio=9.0, grid="on", delta_d_bias=1.0)
+    metrics.loc[2, "floor_ratio"] = 2.0
+    only_made = content.data(Findings(metrics), made.run)["marked"]
+    metrics.loc[5, "delta_d_bias"] = 0.5
+    marked = content.data(Findings(metrics), made.run)["marked"]
+    assert [row for row, is_marked in enumerate(marked["rows"]) if is_marked] == [2, 5]
+    assert only_made["why"] == "ΔD under 3 × what rounding makes by itself"
+    assert marked["why"] == f"{only_made['why']}, or rounding erased over a third of ΔD"
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.parametrize("values", [[3.0], [1.0, 2.0], [9.0, 1.0, 5.0], [4.0, 10.0, 1.0, 2.0]], ids=len)
 def test_the_median_of_the_charts_is_that_of_pandas(values: list[float]) -> None:

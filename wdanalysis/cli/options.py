@@ -117,9 +117,9 @@ GeometryText = Annotated[
     str | None,
     typer.Option(
         metavar="NAME=VALUE,…",
-        help="--geometry with other numbers: k dimensions of the top subspaces, the share of elements that are the "
-        "largest, directions compared between steps, values in the tail of Hill's index.",
-        show_default="k=512 or half the side, share=0.3, directions=8, tail=half the values",
+        help="--geometry with other numbers: k dimensions of the top subspaces, the rank of the principal part, the "
+        "share of elements in its mask, directions compared between steps, values in the tail of Hill's index.",
+        show_default="k=512 and rank=64 or half the side, share=0.3, directions=16, tail=half the values",
     ),
 ]
 
@@ -128,7 +128,7 @@ def geometry(text: str) -> GeometryOptions:
     """Read ``k=256,share=0.5``."""
     from wdanalysis.measure.geometry import GeometryOptions
 
-    kinds = {"k": int, "share": float, "directions": int, "tail": int}
+    kinds = {"k": int, "rank": int, "share": float, "directions": int, "tail": int}
     chosen: dict[str, float] = {}
     for piece in text.split(","):
         name, _, value = (part.strip() for part in piece.partition("="))

@@ -18,7 +18,9 @@ LOWEST = 1e-16
 """1 − cos is not drawn below: it is what float64 tells from nothing."""
 
 
-def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> Figure:
+def density(
+    vectors: pd.DataFrame, module: str, *, step: int | None = None, metrics: pd.DataFrame | None = None
+) -> Figure:
     """Draw how many vectors of a module have which change of length (y) and of direction (x), a panel a method.
 
     Both axes are logarithmic and the same in all panels; the change of length is taken without its sign. The cross is
@@ -33,6 +35,8 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
         One of its modules.
     step
         The step to show; each method's last by default.
+    metrics
+        The metrics table, which tells the axis that the vectors lie along: the heading names it.
 
     Raises
     ------
@@ -57,6 +61,7 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
     drawn = np.isfinite(x) & np.isfinite(y) & (x > LOWEST) & (y > 0)
     hidden = int((~drawn).sum())
     method_of = rows["method"].to_numpy()
+    along = "" if metrics is None else selection.vectors(metrics)
     n_rows, n_columns = style.grid(len(methods))
 
     with style.context():
@@ -102,7 +107,9 @@ def density(vectors: pd.DataFrame, module: str, *, step: int | None = None) -> F
         style.title(
             figure,
             style.listed(
-                f"{module}: the vectors behind ΔM and ΔD", next(iter(when.values())) if one_step else ""
+                f"{module}: the vectors behind ΔM and ΔD",
+                along,
+                next(iter(when.values())) if one_step else "",
             ),
             "cross: mean of the vectors",
             f"not shown: {hidden:,} vectors that keep their length or direction" if hidden else "",

@@ -34,7 +34,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "heatmap": Kind("method"),
         "prediction": Kind("module", table="predictions"),
         "steps": Kind("module", table="step_choices", beside=("correlations",)),
-        "density": Kind("module", table="vectors"),
+        "density": Kind("module", table="vectors", beside=("metrics",)),
     }
 )
 """Each kind of figure, a function of `wdanalysis.figures`."""

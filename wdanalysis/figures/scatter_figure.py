@@ -176,6 +176,12 @@ def scatter(
             ),
             selection.runs_note(every_run),
             selection.near_floor_note(points),
+            _beyond_note(
+                sum(
+                    _beyond(panel, null[null["method"] == method])
+                    for panel, method in zip(panels, methods, strict=False)
+                )
+            ),
             selection.left_out(rows, columns=pair),
             *texts,
         )
@@ -226,8 +232,18 @@ def _readings(metrics: pd.DataFrame, module: str, readings: pd.DataFrame | None)
     """Return what is read from each panel, a paragraph a method; a sentence may tell of how many panels it is one."""
     table = sentences.readings(averaged(metrics)) if readings is None else readings
     table = table[table["module"] == module]
-    by_method = table.groupby("method", sort=False)["sentence"].agg(" ".join)
-    return [style.shortened(f"{method}: {text}", 300) for method, text in by_method.items()]
+    by_method = table.groupby("method", sort=False)["sentence"]
+    return [_said(str(method), list(sentences)) for method, sentences in by_method]
+
+
+def _said(method: str, found: list[str]) -> str:
+    """The sentences on a method's panel that have room above it, whole; "…" for those that have not."""
+    text = f"{method}: {found[0]}"
+    for sentence in found[1:]:
+        if len(text) + len(sentence) + 3 > style.LONGEST_LINE:
+            return f"{text} …"
+        text = f"{text} {sentence}"
+    return text
 
 
 def _step_markers(steps: pd.Series) -> dict[object, tuple[str, str]]:
@@ -299,6 +315,18 @@ def _draw_null(panel: Axes, null: pd.DataFrame) -> None:
         rasterized=many,
     )
     panel.plot(null["delta_d"], null["delta_m"], **_NULL_DOT, zorder=0.9, rasterized=many)
+
+
+def _beyond(panel: Axes, null: pd.DataFrame) -> int:
+    """How many of a panel's grey dots lie beyond its axes."""
+    sides = (("delta_d", panel.get_xlim()), ("delta_m", panel.get_ylim()))
+    return int((~np.logical_and.reduce([null[column].between(*limits) for column, limits in sides])).sum())
+
+
+def _beyond_note(count: int) -> str:
+    """Say how many grey dots are not seen."""
+    dots, lie = ("dot", "lies") if count == 1 else ("dots", "lie")
+    return f"{count} null {dots} {lie} beyond the axes" if count else ""
 
 
 _NULL_DOT: Mapping[str, Any] = {"color": style.NULL, "marker": ".", "markersize": 3, "linestyle": "none"}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from wdanalysis.analysis.floors import NEAR_FLOOR, near_floor
+from wdanalysis.analysis.floors import near_floor, why_near_floor
 from wdanalysis.analysis.runs import of_last_step
 from wdanalysis.analysis.table import labels
 from wdanalysis.errors import ComparisonError
@@ -119,13 +119,9 @@ def per_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def near_floor_note(rows: pd.DataFrame, mark: str = "hollow") -> str:
-    """Say how many matrices are marked on the figure, because their ΔD may be rounding."""
+    """Say how many matrices are marked on the figure, because rounding decides their ΔD."""
     count = int(near_floor(rows).sum())
-    return (
-        f"{mark}: ΔD under {NEAR_FLOOR:g} × what rounding makes by itself ({count} of {len(rows)})"
-        if count
-        else ""
-    )
+    return f"{mark}: {why_near_floor(rows)} ({count} of {len(rows)})" if count else ""
 
 
 def left_out(

@@ -275,10 +275,14 @@ def height_of_legend(labels: Sequence[str], width: float) -> float:
     return 0.1 + 0.18 * _legend_rows(told_apart(labels, 40), width) if labels else 0.0
 
 
+LONGEST_LINE = 300
+"""Longer lines of a heading are cut."""
+
+
 def title(figure: Figure, *lines: str) -> None:
     """Head a figure with what it shows and what a reader must know of it; empty lines are left out."""
     width = int(CHARACTERS * figure.get_figwidth())
-    wrapped = [part for line in lines for part in textwrap.wrap(shortened(line, 300), width)]
+    wrapped = [part for line in lines for part in textwrap.wrap(shortened(line, LONGEST_LINE), width)]
     figure.suptitle("\n".join(wrapped), x=0.01, ha="left", fontsize=RC["font.size"])
 
 

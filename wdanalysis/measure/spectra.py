@@ -241,12 +241,37 @@ def singular_values(matrix: Array) -> Array:
     A large matrix gives the roots of the eigenvalues of its Gram matrix, several times sooner; they are right to about
     1e-8 of the largest, and 0 where they are lost in its rounding.
     """
-    shorter = min(matrix.shape)
-    if shorter <= SMALL:
+    if min(matrix.shape) <= SMALL:
         return np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
-    return _roots(
-        np.linalg.eigvalsh(matrix @ matrix.T if shorter == matrix.shape[0] else matrix.T @ matrix)[::-1]
-    )
+    return _roots(np.linalg.eigvalsh(_gram(matrix))[::-1])
+
+
+def values_and_right(matrix: Array, count: int) -> tuple[Array, Array]:
+    """All singular values, and the top right singular vectors of those that are not zero.
+
+    Those of a large matrix come from its Gram matrix, as in `singular_values`; its top vectors by Lanczos.
+
+    Returns
+    -------
+    values, V
+        min(m, n) and n × k, k ≤ count.
+    """
+    from scipy.sparse.linalg import eigsh
+
+    shorter = min(matrix.shape)
+    if shorter <= max(SMALL, 2 * count) or not matrix.any():
+        _, top, right = top_singular(matrix, count)
+        return singular_values(matrix), right[:, top > 0]
+    gram = _gram(matrix)
+    values = _roots(np.linalg.eigvalsh(gram)[::-1])
+    squares, near = eigsh(gram, count, v0=np.random.default_rng(0).standard_normal(shorter))
+    near = near[:, np.argsort(squares)[::-1]][:, values[:count] > 0]
+    return values, near if len(near) == matrix.shape[1] else np.linalg.qr(matrix.T @ near)[0]
+
+
+def _gram(matrix: Array) -> Array:
+    """WWᵀ of a wide matrix, WᵀW of a tall one."""
+    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
 
 
 def _roots(squares: NDArray[Any]) -> Array:
@@ -272,7 +297,7 @@ class Decomposed:
             U, self.values, Vh = np.linalg.svd(matrix, full_matrices=False)
             self._near, self._far = (U, Vh.T) if self._wide else (Vh.T, U)
         else:
-            squares, near = np.linalg.eigh(matrix @ matrix.T if self._wide else matrix.T @ matrix)
+            squares, near = np.linalg.eigh(_gram(matrix))
             self.values, self._near = _roots(squares[::-1]), near[:, ::-1]
 
     @property
@@ -502,8 +527,8 @@ def _updates(
 
 
 def _dense_update(W: Array, d: Array, directions: int, factors: Factors | None = None) -> Update:
-    _, top, right = top_singular(d, directions)
-    return Update(singular_values(d), right[:, top > 0], W, factors, d)
+    values, right = values_and_right(d, directions)
+    return Update(values, right, W, factors, d)
 
 
 def _low_rank_update(W0: Array, factors: Factors, directions: int) -> Update:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from wdanalysis.analysis.floors import NEAR_FLOOR
+from wdanalysis.analysis.floors import near_floor, why_near_floor
 from wdanalysis.analysis.nulls import null_curve
 from wdanalysis.analysis.runs import has_runs
 from wdanalysis.analysis.table import apart
@@ -99,7 +99,8 @@ def data(
     Returns
     -------
     dict
-        `tables`, each `{rows, columns}` as `table` makes them; `rules`, the thresholds that the figures have too;
+        `tables`, each `{rows, columns}` as `table` makes them; `marked`, 1 for each row of the metrics whose ΔD
+        rounding decides, and how; `rules`, the thresholds that the figures have too;
         `colours` of methods and layers.
     """
     tables = {
@@ -121,11 +122,12 @@ def data(
         tables |= {"spectra": spectra.matrices, "similarity": spectra.similarity}
     if geometry is not None:
         tables["geometry"] = geometry
+    drawn = thinned(findings.averaged)
     scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
     return {
         "tables": {name: table(frame) for name, frame in tables.items()},
+        "marked": {"rows": near_floor(drawn).astype(int).tolist(), "why": why_near_floor(drawn)},
         "rules": {
-            "near_floor": NEAR_FLOOR,
             "squashed": SQUASHED,
             "least_share": LEAST_SHARE,
             "null_room": NULL_ROOM,

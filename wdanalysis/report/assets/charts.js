@@ -3,7 +3,7 @@
 "use strict";
 
 const MARKERS = [["circle", "●"], ["square", "■"], ["triangle", "▲"], ["diamond", "◆"], ["inverted_triangle", "▼"], ["hex", "⬢"], ["star", "★"]];
-const { near_floor: NEAR_FLOOR, squashed: SQUASHED, least_share: LEAST_SHARE, null_room: NULL_ROOM } = report.rules; // as on the figures
+const { squashed: SQUASHED, least_share: LEAST_SHARE, null_room: NULL_ROOM } = report.rules; // as on the figures
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 const metrics = report.tables.metrics;
@@ -14,7 +14,8 @@ const column = (name) => {
   const all = values(metrics, name);
   return shown.map((row) => all?.[row] ?? null);
 };
-const point = Object.fromEntries(["method", "module", "name", "step", "layer", "delta_m", "delta_d", "floor_ratio"].map((name) => [name, column(name)]));
+const point = Object.fromEntries(["method", "module", "name", "step", "layer", "delta_m", "delta_d"].map((name) => [name, column(name)]));
+point.marked = shown.map((row) => report.marked.rows[row] === 1); // rounding decides its ΔD
 const rowsOf = (table) => {
   const columns = (table?.columns ?? []).map(({ name }) => [name, values(table, name)]);
   return [...Array(table?.rows ?? 0).keys()].map((row) => Object.fromEntries(columns.map(([name, all]) => [name, all[row]])));
@@ -303,7 +304,10 @@ function update() {
     const scaledOf = (name, unit) => own.map((row) => row[name] / 10 ** unit);
     grey.data = { x: scaledOf("delta_d", ux), y: scaledOf("delta_m", uy), low: scaledOf("delta_m_low", uy), high: scaledOf("delta_m_high", uy) };
     filter.booleans = visible.map((is, i) => is && point.method[i] === method);
+    const beyond = own.filter((row) => [[row.delta_d, ux, plot.x_range], [row.delta_m, uy, plot.y_range]]
+      .some(([value, unit, range]) => !(value / 10 ** unit >= range.start && value / 10 ** unit <= range.end))).length;
     caption.replaceChildren(element("strong", {}, method), ...beforeFilters(method).flatMap((text) => [text, element("br")]),
+      ...(beyond ? [`${beyond} null ${beyond === 1 ? "dot lies" : "dots lie"} beyond the axes`, element("br")] : []),
       found ? `shown: r = ${number(found.r, 3)}, slope = ${number(found.slope)}, n = ${x.length}` : `n = ${x.length}: no line`);
   }
   for (const { plot, caption, method, law, quantity, data, equal } of charts.predictions) {
@@ -344,7 +348,7 @@ function update() {
     profile_delta_d: point.delta_d.map((value) => value / profileUnits.delta_d),
     layer: point.layer.map((layer) => layer ?? NaN),
     marker: point.step.map((step) => markerOf(step)[0]),
-    filled: point.floor_ratio.map((ratio) => (ratio !== null && ratio < NEAR_FLOOR ? 0 : 0.85)),
+    filled: point.marked.map((is) => (is ? 0 : 0.85)),
     colour: point.method.map(methodColour),
     method: point.method, module: point.module, name: point.name,
     layer_text: point.layer.map((layer) => layer ?? "none"), step_text: point.step.map((step) => step ?? "not known"),
@@ -389,13 +393,13 @@ function tell(count = shown.map((_, i) => isVisible(i)).filter(Boolean).length) 
 function legends(palette, known) {
   const markers = [...new Map(steps.map((step) => [markerOf(step)[1], steps.filter((other) => markerOf(other) === markerOf(step))]))];
   const stepName = (list) => (list[0] === null ? "not known" : list.length > 1 ? `${list[0]}–${list.at(-1) ?? "not known"}` : String(list[0]));
-  const noisy = point.floor_ratio.filter((ratio) => ratio !== null && ratio < NEAR_FLOOR).length;
+  const noisy = point.marked.filter(Boolean).length;
   document.getElementById("scatter-legend").replaceChildren(
     ...(known.length > 1 ? [element("span", {}, `layer ${known[0]}`, element("span", { class: "scale", style: `background: linear-gradient(90deg, ${palette.join(",")})` }), String(known.at(-1)))] : []),
     ...(steps.length > 1 ? [element("span", {}, "step"), ...markers.map(([sign, list]) => element("span", {}, `${sign} ${stepName(list)}`))] : []),
     element("span", {}, "line: least squares over the points shown"),
     ...(nulls.length ? [element("span", {}, element("span", { class: "swatch", style: `background: ${NULL_COLOUR}` }), "null: updates without structure")] : []),
-    ...(noisy ? [element("span", {}, `○ hollow: ΔD under ${NEAR_FLOOR} × its rounding floor (${noisy} of ${shown.length})`)] : []));
+    ...(noisy ? [element("span", {}, `○ hollow: ${report.marked.why} (${noisy} of ${shown.length})`)] : []));
   document.getElementById("layer-legend").replaceChildren(...methods.map((method) =>
     element("span", {}, element("span", { class: "swatch", style: `background: ${methodColour(method)}` }), method)));
 }
