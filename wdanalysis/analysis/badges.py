@@ -29,8 +29,8 @@ BADGES = (RISES, FALLS, NONE, AS_CHANCE, ONE_LAYER, TOO_FEW)
 def badge(within_step: Mapping[str, Any] | pd.Series) -> str:
     """Read the `within_step` row of a panel in the table of correlations.
 
-    A trend asks for q < `SIGNIFICANT`, by p-values of ranks, in which no layer counts for its distance alone, and for an
-    r that no single layer turns.
+    A trend asks for q < `SIGNIFICANT`, and for p < `SIGNIFICANT` without the layer that moves r most: a layer far out
+    in both would make a trend by itself.
 
     Returns
     -------
@@ -52,12 +52,14 @@ def badge(within_step: Mapping[str, Any] | pd.Series) -> str:
     if not math.isfinite(r):
         return NONE
     turned = without_most_moving(within_step)
-    if r * turned <= 0:
-        return ONE_LAYER if abs(r) >= _least_that_rests(within_step) else NONE
-    if not significant:
-        return NONE
-    if abs(turned) <= RESTS * abs(r) and not is_significant(_number(within_step, "leave_out_p")):
-        return ONE_LAYER
+    flips = r * turned <= 0
+    if flips or not (significant and is_significant(_number(within_step, "leave_out_p"))):
+        rests = (
+            abs(r) >= _least_that_rests(within_step)
+            if flips
+            else significant and abs(turned) <= RESTS * abs(r)
+        )
+        return ONE_LAYER if rests else NONE
     if _number(within_step, "r_null_low") <= r <= _number(within_step, "r_null_high"):
         return AS_CHANCE
     return RISES if r > 0 else FALLS

@@ -75,8 +75,8 @@ def unchanged(panel: Panel) -> str | None:
 def trend(panel: Panel) -> str | None:
     """How ΔM goes with ΔD across the layers at the same step, with the badge's rule, or why nothing is read.
 
-    A trend is told where q < 0.05 over the panels of the table, no layer turns the sign of r or makes it significant
-    and twice as large by itself, and r is outside the band of updates without structure, where that is known; where
+    A trend is told where q < 0.05 over the panels of the table, p < 0.05 with the same sign without the layer that
+    moves r most, and r is outside the band of updates without structure, where that is known; where
     r is inside it, nothing is said here.
     """
     if panel.is_unchanged or panel.rows.empty:
