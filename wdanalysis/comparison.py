@@ -189,7 +189,7 @@ class Comparison:
         Examples
         --------
         >>> run.readings().query("rule == 'trend'")["sentence"].iloc[0]
-        'No clear trend across layers at the same step: r = −0.64 [−0.94, +0.20], 10 layers; q = 0.152 over 4 panels.'
+        'No clear trend across layers at the same step: r = −0.64 [−0.93, +0.15], 10 layers; q = 0.563 over 4 panels.'
         """
         return self._findings.readings.copy()
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from report_page import HOSTILE, METHODS, make_comparison
@@ -116,7 +117,7 @@ def test_many_rows_are_thinned_evenly_and_the_page_says_so(monkeypatch: pytest.M
 
 def test_rows_that_rounding_made_or_erased_are_marked_for_the_charts() -> None:
     made = make_comparison(methods=("FT",), layers=3)
-    metrics = made.metrics.assign(floor_ratio=9.0, grid="on", delta_d_bias=1.0)
+    metrics = made.metrics.assign(floor_ratio=9.0, grid="on", delta_d_bias=np.nan)
     metrics.loc[2, "floor_ratio"] = 2.0
     only_made = content.data(Findings(metrics), made.run)["marked"]
     metrics.loc[5, "delta_d_bias"] = 0.5
