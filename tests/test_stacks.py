@@ -116,6 +116,15 @@ def test_figures_pool_stacks_on_the_scatter_and_keep_them_apart_by_layer(
     assert set(read["stack"]) == {"encoder", "decoder", "cross"}
 
 
+def test_vectors_of_merged_stacks_are_saved(paths: tuple[Path, Path], tmp_path: Path) -> None:
+    base, ft = paths
+    merged = wd.compare(base, {"FT": ft}, modules="q", merge_stacks=True, vectors=True)
+    merged.save(tmp_path / "out", figures=[], report=False)
+    kept = wd.Comparison.load(tmp_path / "out").vectors
+    assert kept is not None
+    assert len(kept.read()) == merged.metrics["vectors"].sum()
+
+
 def test_saved_tables_that_keep_stacks_apart_are_drawn_together(
     paths: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.base_identity import base_mismatch
 from wdanalysis.checkpoints.schedules import Schedule, find_schedule
-from wdanalysis.checkpoints.series import joined, of_steps, with_common_steps
+from wdanalysis.checkpoints.series import by_run, joined, of_steps, with_common_steps
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
@@ -204,7 +204,7 @@ class Comparison:
         Examples
         --------
         >>> run.readings().query("rule == 'trend'")["sentence"].iloc[0]
-        'No clear trend across layers at the same step: r = −0.64 [−0.94, +0.20], 10 layers; q = 0.152 over 4 panels.'
+        'No clear trend across layers at the same step: r = −0.64 [−0.93, +0.15], 10 layers; q = 0.563 over 4 panels.'
         """
         return self._findings.readings.copy()
 
@@ -448,7 +448,7 @@ class Comparison:
         from wdanalysis import figures
 
         return figures.prediction(
-            self._drawn_table("predictions"),
+            self._findings.predictions,
             modules,
             methods=methods,
             cmap=cmap,
@@ -471,7 +471,7 @@ class Comparison:
         from wdanalysis import figures
 
         return figures.steps(
-            self._drawn_table("step_choices"),
+            self._findings.step_choices,
             modules,
             methods=methods,
             cmap=cmap,
@@ -504,6 +504,7 @@ class Comparison:
             title=title,
             ax=ax,
             figsize=figsize,
+            metrics=self.metrics,
         )
 
     def _kept_vectors(self, modules: Names) -> pd.DataFrame:
@@ -516,31 +517,29 @@ class Comparison:
 
     def _tables(self) -> dict[str, pd.DataFrame]:
         """Every table that figures are drawn from, by name; those that this comparison lacks are left out."""
-        from wdanalysis.figures.kinds import TABLES
-
-        found = {name: getattr(self._findings, name, None) for name in TABLES if name != "vectors"}
-        found["vectors"] = self._last_vectors()
-        return {name: table for name, table in found.items() if table is not None}
+        found = self._findings
+        tables = {
+            "metrics": found.metrics,
+            "correlations": found.correlations,
+            "readings": found.readings,
+            "predictions": found.predictions,
+            "step_choices": found.step_choices,
+        }
+        vectors = self._last_vectors()
+        return tables if vectors is None else {**tables, "vectors": vectors}
 
     def _last_vectors(self) -> pd.DataFrame | None:
-        """The vectors at each method's last step, where they were kept."""
+        """The vectors at the last step that all runs of a method have, where they were kept."""
         import pandas as pd
 
-        kept = self.vectors
-        if kept is None or self.metrics.empty:
+        kept, metrics = self.vectors, self._findings.averaged
+        if kept is None or metrics.empty:
             return None
-        last = self.metrics.groupby("method", sort=False)["step"].max()
+        last = metrics.groupby("method", sort=False)["step"].max()
         parts: list[pd.DataFrame] = [
             kept.read(str(method), step=None if pd.isna(step) else int(step)) for method, step in last.items()
         ]
         return pd.concat(parts, ignore_index=True)
-
-    def _drawn_table(self, name: str) -> pd.DataFrame:
-        """A table that a figure shows; without rows where there is none."""
-        import pandas as pd
-
-        table = getattr(self._findings, name, None)
-        return pd.DataFrame() if table is None else table
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML file that holds everything: readings, charts to explore, tables, and provenance.
@@ -847,7 +846,7 @@ def compare(
         LoRA's α for adapter files without their `adapter_config.json`.
     schedule
         The runs' learning rates and weight decay, for `Comparison.predictions`: one for all methods, or one by the name
-        of a method. None, and for a method without one: what the files beside its checkpoints tell
+        of a method. None, and for a method without one: what the files beside each run's checkpoints tell
         (`training.json` with `losses.csv`, or `trainer_state.json`).
     weight_decay
         Of runs whose files tell learning rates and no weight decay (`trainer_state.json`); None takes 0.
@@ -898,7 +897,6 @@ def compare(
     layers = None if layers is None else sorted(set(layers))
     base_checkpoint = open_checkpoint(base)
     methods = _open_methods(_named_paths(tuned), alpha=alpha, steps=steps)
-    _refuse_runs(methods, {"spectra": spectra, "geometry": bool(geometry), "vectors": vectors})
     if alpha is not None and not _any_adapter(methods):
         raise ComparisonError(
             "alpha is that of adapters, and none is compared: leave it out", parameter="alpha"
@@ -961,10 +959,8 @@ def compare(
         seconds=seconds,
         bytes_read=planned.nbytes,
     )
-    steps_of = zip(
-        metrics["method"], metrics["step"].astype(object).where(metrics["step"].notna(), None), strict=True
-    )
-    schedules = schedule_table(known, steps_of)
+    steps = metrics["step"].astype(object).where(metrics["step"].notna(), None)
+    schedules = schedule_table(known, zip(metrics["method"], metrics["run"], steps, strict=True))
     singular, geometry_table = whole.tables()
     comparison = Comparison(
         metrics,
@@ -979,23 +975,6 @@ def compare(
     return comparison
 
 
-def _refuse_runs(methods: Mapping[str, Series], wanted: Mapping[str, bool]) -> None:
-    """Refuse several runs of a method where what is wanted would mix them.
-
-    Raises
-    ------
-    ComparisonError
-        A method has several runs, and spectra, geometry or vectors are wanted.
-    """
-    for name, series in methods.items():
-        for what in (what for what, is_wanted in wanted.items() if is_wanted):
-            if len({checkpoint.run for checkpoint in series.checkpoints}) > 1:
-                raise ComparisonError(
-                    f"{name} has several runs, and {what} are taken of one: compare the runs as methods of their own",
-                    parameter=what,
-                )
-
-
 def _any_adapter(methods: Mapping[str, Series]) -> bool:
     return any(checkpoint.is_adapter for series in methods.values() for checkpoint in series.checkpoints)
 
@@ -1004,8 +983,8 @@ def _schedules(
     methods: Mapping[str, Series],
     given: Schedule | Mapping[str, Schedule] | None,
     weight_decay: float | None,
-) -> tuple[dict[str, Schedule], list[str]]:
-    """The schedule of each method that has one, and sentences on what they lack.
+) -> tuple[dict[tuple[str, str], Schedule], list[str]]:
+    """The schedule of each method's run that has one, and sentences on what they lack.
 
     Raises
     ------
@@ -1018,39 +997,37 @@ def _schedules(
             f"a schedule is given for {unknown[0]}, which is not compared: the methods are {', '.join(methods)}",
             parameter="schedule",
         )
-    found = {method: by_method.get(method) or find_schedule(series) for method, series in methods.items()}
-    known = {method: schedule for method, schedule in found.items() if schedule is not None}
-    if weight_decay is not None and all(schedule.weight_decay is not None for schedule in known.values()):
+    known: dict[tuple[str, str], Schedule] = {}
+    notes, all_tell = [], True
+    for method, series in methods.items():
+        for run, of_run in by_run(series).items():
+            schedule = by_method.get(method) or find_schedule(of_run)
+            if schedule is None:
+                continue
+            name = f"{method}, {run}" if run else method
+            tells = schedule.weight_decay is not None
+            all_tell = all_tell and tells
+            if not tells and weight_decay is None:
+                notes.append(
+                    f"{schedule.source} does not tell the weight decay of {name}: predictions from it take 0"
+                )
+            if tells and weight_decay is not None:
+                notes.append(f"{schedule.source} tells the weight decay of {name}: the one given is not used")
+            steps = [checkpoint.step for checkpoint in of_run.checkpoints]
+            if given and not any(step is not None for step in steps):
+                notes.append(f"nothing is predicted of {name}: no step of its checkpoints is known")
+            last = len(schedule.learning_rates)
+            if any((step or 0) > last for step in steps):
+                notes.append(f"the schedule of {name} ends at step {last}: nothing is predicted beyond")
+            known[method, str(encodable(run))] = schedule.with_decay(weight_decay)
+    if weight_decay is not None and all_tell:
         raise ComparisonError(
             "a weight decay is given, and "
             + ("every schedule tells its own" if known else "no schedule is known")
             + ": leave it out",
             parameter="weight_decay",
         )
-    notes = [
-        f"{schedule.source} does not tell the weight decay of {method}: predictions from it take 0"
-        for method, schedule in known.items()
-        if schedule.weight_decay is None and weight_decay is None
-    ]
-    notes += [
-        f"{schedule.source} tells the weight decay of {method}: the one given is not used"
-        for method, schedule in known.items()
-        if schedule.weight_decay is not None and weight_decay is not None
-    ]
-    notes += [
-        f"nothing is predicted of {method}: no step of its checkpoints is known"
-        for method in known
-        if given and all(checkpoint.step is None for checkpoint in methods[method].checkpoints)
-    ]
-    notes += [
-        f"the schedule of {method} ends at step {len(schedule.learning_rates)}: nothing is predicted beyond"
-        for method, schedule in known.items()
-        if any(
-            (checkpoint.step or 0) > len(schedule.learning_rates)
-            for checkpoint in methods[method].checkpoints
-        )
-    ]
-    return {method: schedule.with_decay(weight_decay) for method, schedule in known.items()}, notes
+    return known, notes
 
 
 class _WholeMatrices:

@@ -225,6 +225,27 @@ def test_points_near_the_rounding_floor_are_hollow_and_counted(table) -> None:
     assert "Hollow: ΔD under 3 × what rounding makes by itself (2 of 6)" in figure.caption
 
 
+def test_points_that_rounding_erased_are_hollow_and_told_apart_from_those_that_it_made(table) -> None:
+    metrics = table(methods=["FT"], steps=[None], modules=["q"])
+    on = metrics.assign(grid="on", delta_d_bias=[0.4, 0.66, 0.67, 0.9, 1.0, np.nan])
+    caption = scatter(on, "q").caption
+    assert "Hollow: rounding erased over a third of ΔD (2 of 6)" in caption
+    both = on.assign(floor_ratio=[np.nan, np.nan, np.nan, np.nan, np.nan, 2.0])
+    assert (
+        "Hollow: ΔD under 3 × what rounding makes by itself, or rounding erased over a third of ΔD (3 of 6)"
+        in scatter(both, "q").caption
+    )
+
+
+def test_null_dots_beyond_the_axes_are_told(table) -> None:
+    metrics = table(methods=["FT", "LoRA"], modules=["q"])
+    far = metrics.index[:3]
+    null = with_null(metrics)
+    null.loc[far, "null_delta_m"] *= 1000
+    assert "3 grey dots lie beyond the axes" in scatter(null, "q").caption
+    assert "beyond" not in scatter(with_null(metrics), "q").caption
+
+
 def test_the_caption_ends_with_the_reading_of_every_panel(table) -> None:
     metrics = table(methods=["FT", "LoRA"], steps=[None])
     caption = scatter(metrics, "v").caption

@@ -151,9 +151,9 @@ GeometryText = Annotated[
     str | None,
     typer.Option(
         metavar="NAME=VALUE,…",
-        help="--geometry with other numbers: k, dimensions of the top subspaces (512, or half the side); share of "
-        "elements that are the largest (0.3); directions compared between steps (8); tail, values of Hill's index "
-        "(half of all).",
+        help="--geometry with other numbers: k, dimensions of the top subspaces (512, or half the side); rank of the "
+        "principal part (64); share of elements in its mask (0.3); directions compared between steps (16); tail, "
+        "values of Hill's index (half of all).",
         show_default=False,
         rich_help_panel=NUMBERS,
     ),
@@ -164,7 +164,7 @@ def geometry(text: str) -> GeometryOptions:
     """Read ``k=256,share=0.5``."""
     from wdanalysis.measure.geometry import GeometryOptions
 
-    kinds = {"k": int, "share": float, "directions": int, "tail": int}
+    kinds = {"k": int, "rank": int, "share": float, "directions": int, "tail": int}
     chosen: dict[str, float] = {}
     for piece in text.split(","):
         name, _, value = (part.strip() for part in piece.partition("="))

@@ -44,7 +44,7 @@ PATIENCE = 60.0
 
 
 Tables: TypeAlias = "Mapping[str, pd.DataFrame]"
-"""Tables by their names in `wdanalysis.figures.kinds.TABLES`; those that there are not are left out."""
+"""Tables by the names that `wdanalysis.figures.kinds.KINDS` has; those that there are not are left out."""
 
 
 CAPTIONS = "captions.md"
@@ -143,7 +143,7 @@ def save_figures(
     Parameters
     ----------
     tables
-        The metrics table, or several tables by their names (`wdanalysis.figures.kinds.TABLES`) with ``metrics`` among
+        The metrics table, or several tables by their names (`wdanalysis.figures.kinds.KINDS`) with ``metrics`` among
         them. A kind whose table is missing has no figures.
     directory
         Where to write; made where it is missing. The files appear once all are drawn, and replace those of the same

@@ -32,12 +32,13 @@ def density(
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
+    metrics: pd.DataFrame | None = None,
 ) -> Figure:
     """Draw how many vectors have which change of length (y) and of direction (x), a panel a method.
 
     Of several modules each begins a row of panels. Both axes are logarithmic and the same in all panels; the change of
     length is taken without its sign. The cross is the mean over all vectors, which a vector or two may pull far from
-    where most are.
+    where most are. The vectors of several runs are counted together.
 
     Parameters
     ----------
@@ -55,6 +56,8 @@ def density(
         One axes or as many as there are panels, to draw on in place of a new figure.
     figsize
         Inches of width and height; a height of None is what the panels need.
+    metrics
+        The metrics table, which tells the axis that the vectors lie along: the heading names it.
 
     Raises
     ------
@@ -75,6 +78,8 @@ def density(
     rows = selection.at_step(selection.chosen(vectors, module=modules, method=methods), step)
     shown, names = selection.ordered(rows, modules), selection.unique(rows, "method")
     when = selection.step_names(rows)
+    axis = "" if metrics is None else selection.axis_of(metrics)
+    runs = {name: rows.loc[rows["method"] == name, "run"].nunique() if "run" in rows else 1 for name in names}
     x, y = rows["delta_d"].to_numpy(float), np.abs(rows["rel_delta_m"].to_numpy(float))
     known = np.isfinite(x) & np.isfinite(y)
     drawn = known & (x > LOWEST) & (y > 0)
@@ -113,17 +118,19 @@ def density(
         style.count_axis(sheet.colour_bar(ScalarMappable(norm, colours), "vectors in a cell"))
         sheet.entitle(
             title,
-            f"{shown[0]}: the vectors behind ΔM and ΔD"
-            if len(shown) == 1
-            else "the vectors behind ΔM and ΔD",
+            selection.heading(shown, "the vectors behind ΔM and ΔD", axis),
             "cross: mean of the vectors",
             f"not shown: {hidden:,} vectors that keep their length or direction" if hidden else "",
             of_panels=[
-                f"{module}, {method}: {style.listed(when[method], f'{int(count.sum()):,} vectors')}"
+                f"{module}, {method}: {style.listed(when[method], _counted(count, runs[method]))}"
                 for (module, method), count in counts.items()
             ],
         )
     return sheet.figure
+
+
+def _counted(count: np.ndarray, runs: int) -> str:
+    return f"{int(count.sum()):,} vectors" + (f" of {runs} runs" if runs > 1 else "")
 
 
 _CROSS: Mapping[str, Any] = {"marker": "P", "color": "#D55E00", "markersize": 8}

@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.analysis.table import apart
 from wdanalysis.figures import selection, style
 from wdanalysis.figures.kinds import Title
@@ -79,7 +80,7 @@ def heatmap(
     steps = selection.step_names(rows)
     one_step = len(set(steps.values())) == 1
     runs_note = selection.runs_note(rows).partition(";")[0].replace("strong: ", "")
-    rows = selection.over_runs(rows)
+    rows = averaged(rows)
     in_layers = rows[rows["layer"].notna()]
     names, shown = selection.ordered(in_layers, modules), selection.unique(rows, "method")
     table = selection.per_layer(in_layers, ["method", "module", "layer"])

@@ -44,13 +44,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "figure8": Kind("", takes=("step", "log")),
         "prediction": Kind("module", table="predictions"),
         "steps": Kind("module", table="step_choices", beside=("correlations",)),
-        "density": Kind("module", table="vectors", takes=("step",)),
+        "density": Kind("module", table="vectors", beside=("metrics",), takes=("step",)),
     }
 )
 """Each kind of figure, a function of `wdanalysis.figures`."""
-
-TABLES = tuple(dict.fromkeys(name for kind in KINDS.values() for name in (kind.table, *kind.beside)))
-"""The tables that figures are drawn from."""
 
 
 @dataclass(frozen=True)

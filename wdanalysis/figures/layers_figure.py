@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.analysis.table import apart, merged_stacks
 from wdanalysis.figures import profiles, selection, style
 from wdanalysis.figures.kinds import Title
@@ -174,9 +175,10 @@ def _draw_module(
     """Draw ΔM and ΔD of one module."""
     single = rows["layer"].nunique() < 2
     places = rows.assign(layer=0) if single else rows
-    table = selection.per_layer(selection.over_runs(places), ["method", "stack", "layer"])
-    runs = [selection.per_layer(run, ["method", "stack", "layer"]) for run in selection.runs_of(places)]
-    methods = selection.unique(table, "method")
+    table = selection.per_layer(averaged(places), ["method", "stack", "layer"])
+    with_values = places[selection.has_values(places)]
+    runs = [selection.per_layer(run, ["method", "stack", "layer"]) for run in selection.runs_of(with_values)]
+    methods = selection.unique(with_values, "method")
     for panel, column in zip(pair, selection.VALUES, strict=True):
         for faint in (True, False):
             for part in runs if faint else [table]:

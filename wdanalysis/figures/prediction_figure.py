@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
 from wdanalysis.figures.kinds import QUANTITIES, Title
@@ -31,6 +34,8 @@ def prediction(
     A panel is a method, a law and what it predicts; on the grey line both are equal. R² is
     1 − Σ(observed − predicted)²/Σ(observed − mean)², of no line through the points but of the law itself: it is
     negative where their mean would predict better. The caption names each law, with its factor where that was fitted.
+    Of several runs, each predicted from its own schedule, each is drawn faintly and their mean strongly; the least and
+    the largest R² of a run stand above, and the factor is their mean.
 
     Parameters
     ----------
@@ -85,11 +90,12 @@ def prediction(
             [key[1] if len(shown) == 1 else f"{key[0]}, {key[1]}" for key, _ in groups], sheet.title_width
         )
         said = []
-        for panel, name, ((module, method, law, quantity), points) in zip(
+        for panel, name, ((module, method, law, quantity), every_run) in zip(
             sheet.panels, names, groups, strict=True
         ):
-            _draw(panel, points, norm, quantity, colours)
-            r2 = _r_squared(points)
+            points = averaged(every_run)
+            _draw(panel, points, every_run, norm, quantity, colours)
+            r2 = _r_squared_of_runs(every_run)
             panel.set_title(f"{name}\n{'R² = ' if points.size else ''}{r2}", loc="left")
             said.append(
                 f"{module}, {method}: {_law(law, points)} predicts {_name(quantity)}, R² = {r2}, n = {len(points)}"
@@ -100,6 +106,7 @@ def prediction(
             title,
             selection.heading(shown, "predicted and observed", axis),
             f"a point is a matrix at a step ({selection.VECTORS[axis]}); on the grey line both are equal",
+            selection.runs_note(rows),
             f"not shown: {missing} rows without a value" if missing else "",
             of_panels=said,
         )
@@ -110,13 +117,20 @@ def _name(quantity: str) -> str:
     return QUANTITIES[quantity].name if quantity in QUANTITIES else quantity
 
 
-def _draw(panel: Axes, points: pd.DataFrame, norm: Normalize, quantity: str, colours: Colormap) -> None:
-    """Draw points and the line of equal values, both axes with the same limits."""
+def _draw(
+    panel: Axes,
+    points: pd.DataFrame,
+    every_run: pd.DataFrame,
+    norm: Normalize,
+    quantity: str,
+    colours: Colormap,
+) -> None:
+    """Draw points, those of each run faintly, and the line of equal values, both axes with the same limits."""
     if points.empty:
         panel.set_axis_off()
         style.message(panel, "no values")
         return
-    values = points[["predicted", "observed"]].to_numpy(float)
+    values = every_run[["predicted", "observed"]].to_numpy(float)
     low, high = float(values.min()), float(values.max())
     logarithmic = low > 0 and high > SQUASHED * low
     if logarithmic:
@@ -127,19 +141,20 @@ def _draw(panel: Axes, points: pd.DataFrame, norm: Normalize, quantity: str, col
         margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
         limits = (low - margin, high + margin)
     panel.plot(limits, limits, color=style.NULL, linewidth=1.2, zorder=1)
-    panel.scatter(
-        points["predicted"],
-        points["observed"],
-        c=points["layer"].astype("Float64").to_numpy(float, na_value=np.nan),
-        s=(style.text_size() / 8) ** 2 * float(np.clip(2500 / len(points), 7, 26)),
-        cmap=colours.with_extremes(bad=style.MISSING),
-        norm=norm,
-        plotnonfinite=True,
-        linewidths=0.25,
-        edgecolors=style.ground(),
-        rasterized=len(points) > MANY_POINTS,
-        zorder=2,
-    )
+    size = (style.text_size() / 8) ** 2 * float(np.clip(2500 / len(points), 7, 26))
+    strong: dict[str, Any] = {"s": size, "linewidths": 0.25, "edgecolors": style.ground(), "zorder": 2}
+    faint: dict[str, Any] = {"s": 0.6 * size, "linewidths": 0, "alpha": 0.22, "zorder": 1.8}
+    for shown, look in [*((run, faint) for run in selection.runs_of(every_run)), (points, strong)]:
+        panel.scatter(
+            shown["predicted"],
+            shown["observed"],
+            c=shown["layer"].astype("Float64").to_numpy(float, na_value=np.nan),
+            cmap=colours.with_extremes(bad=style.MISSING),
+            norm=norm,
+            plotnonfinite=True,
+            rasterized=len(shown) > MANY_POINTS,
+            **look,
+        )
     panel.set(xlim=limits, ylim=limits)
     style.number_axis(panel.xaxis, f"predicted {_name(quantity)}")
     style.number_axis(panel.yaxis, f"observed {_name(quantity)}")
@@ -153,11 +168,17 @@ def _law(law: str, points: pd.DataFrame) -> str:
     )
 
 
-def _r_squared(points: pd.DataFrame) -> str:
-    """Return a panel's R² from the table, or of its rows where the table has none."""
+def _r_squared_of_runs(points: pd.DataFrame) -> str:
+    """Return a panel's R², of several runs the least and the largest."""
+    found = sorted(map(_r_squared, selection.runs_of(points) or [points]))
+    ends = dict.fromkeys(style.decimals(r2) if np.isfinite(r2) else "–" for r2 in (found[0], found[-1]))
+    return " … ".join(ends)
+
+
+def _r_squared(points: pd.DataFrame) -> float:
+    """Return R² from the table, or of its rows where the table has none."""
     if "r2" in points and len(points):
-        r2 = float(points["r2"].iloc[0])
-        return style.decimals(r2) if np.isfinite(r2) else "–"
+        return float(points["r2"].iloc[0])
     observed, predicted = points["observed"].astype(float), points["predicted"].astype(float)
     spread = ((observed - observed.mean()) ** 2).sum()
-    return style.decimals(1 - ((observed - predicted) ** 2).sum() / spread) if spread > 0 else "–"
+    return 1 - float(((observed - predicted) ** 2).sum() / spread) if spread > 0 else np.nan

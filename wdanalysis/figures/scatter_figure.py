@@ -22,8 +22,9 @@ from wdanalysis.analysis import readings as sentences
 from wdanalysis.analysis import regression
 from wdanalysis.analysis.floors import near_floor
 from wdanalysis.analysis.nulls import null_curve
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.analysis.step_bins import step_bins
-from wdanalysis.analysis.table import merged_stacks
+from wdanalysis.analysis.table import labels, merged_stacks
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
 from wdanalysis.figures.kinds import PAPER_X, PAPER_Y, QUANTITIES, Title
@@ -126,12 +127,12 @@ def scatter(
     rows = rows if step is None else selection.at_step(rows, step)
     shown, names = selection.ordered(rows, modules), selection.unique(rows, "method")
     every_run = rows[selection.has_values(rows, pair)]
-    points = selection.over_runs(every_run)
+    points = averaged(every_run)
     null = null_curve(points) if as_in_the_paper else null_curve(points.iloc[:0])
     markers = _step_markers(points["step"])
     layers = points["layer"].dropna().astype(int)
     norm = Normalize(layers.min(), layers.max()) if len(layers) else Normalize(0, 1)
-    differ, cut = "", list[str]()
+    differ, cut, unseen = "", list[str](), 0
 
     with style.context():
         entries = _legend(points, markers, null, lines)
@@ -171,6 +172,7 @@ def scatter(
                 _set_axes(panel, seen, seen_null, bands if share else [bands[index]], pair, log=bool(log))
                 if _is_cut(panel, bands[index]):
                     cut.append(method if len(shown) == 1 else f"{module}, {method}")
+                unseen += _beyond(panel, of_panel[1])
                 sheet.label_edges(panel, index, len(names), every_tick=not share)
         if layers.nunique() > 1:
             style.integer_axis(sheet.colour_bar(ScalarMappable(norm, colours), "layer"))
@@ -183,6 +185,7 @@ def scatter(
             f"the band goes on beyond the panel ({'; '.join(cut)})" if cut else "",
             selection.runs_note(every_run),
             selection.near_floor_note(points),
+            f"{unseen} grey {'dot lies' if unseen == 1 else 'dots lie'} beyond the axes" if unseen else "",
             selection.left_out(rows, columns=pair),
             of_panels=[
                 *(f"{module}, {method}: {_numbers(line)}" for (module, method), line in lines.items()),
@@ -286,11 +289,11 @@ def _lines(
     if pair != (PAPER_X, PAPER_Y):
         unfit = [name for name in map(str, rows) if name.startswith("null_") or name.endswith("_unshrunk")]
         swapped = rows.assign(**{PAPER_X: rows[pair[0]], PAPER_Y: rows[pair[1]]}).drop(columns=unfit)
-        correlations = regression.correlations(selection.over_runs(swapped))
+        correlations = regression.correlations(averaged(swapped))
         nulls = [name for name in map(str, correlations) if name.startswith("r_null")]
         correlations = correlations.drop(columns=nulls)
     elif correlations is None:
-        correlations = regression.correlations(selection.over_runs(rows))
+        correlations = regression.correlations(averaged(rows))
     table = correlations[
         correlations["module"].isin(rows["module"]) & correlations["method"].isin(rows["method"])
     ]
@@ -304,7 +307,7 @@ def _readings(
     metrics: pd.DataFrame, modules: list[str], methods: list[str], readings: pd.DataFrame | None
 ) -> list[str]:
     """Return what is read from each panel; a sentence may tell of how many panels of the table it is one."""
-    table = sentences.readings(selection.over_runs(metrics)) if readings is None else readings
+    table = sentences.readings(averaged(metrics)) if readings is None else readings
     table = table[table["module"].isin(modules) & table["method"].isin(methods)]
     return [
         f"{module}, {method}: {' '.join(said['sentence'])}"
@@ -354,9 +357,7 @@ def _draw_points(
     colours = colours.with_extremes(bad=style.MISSING)
     outlines = _outlines(points)
     marked = [markers[None if pd.isna(step) else step][1] for step in points["step"]]
-    shown = points.assign(
-        _marker=marked, _hollow=near_floor(points), _stack=selection.labels_of(points, "stack")
-    )
+    shown = points.assign(_marker=marked, _hollow=near_floor(points), _stack=labels(points, "stack"))
     for marker, of_marker in shown.groupby("_marker", sort=False):
         for (stack, hollow), rows in of_marker.groupby(["_stack", "_hollow"]):
             outline = outlines[str(stack)]
@@ -398,6 +399,12 @@ def _draw_null(panel: Axes, null: pd.DataFrame) -> None:
         rasterized=many,
     )
     panel.plot(null["delta_d"], null["delta_m"], **_NULL_DOT, zorder=0.9, rasterized=many)
+
+
+def _beyond(panel: Axes, null: pd.DataFrame) -> int:
+    """How many of a panel's grey dots lie beyond its axes."""
+    sides = (("delta_d", panel.get_xlim()), ("delta_m", panel.get_ylim()))
+    return int((~np.logical_and.reduce([null[column].between(*limits) for column, limits in sides])).sum())
 
 
 _NULL_DOT: Mapping[str, Any] = {"color": style.NULL, "marker": ".", "markersize": 3, "linestyle": "none"}

@@ -8,8 +8,9 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
-from wdanalysis.analysis.floors import NEAR_FLOOR, near_floor
-from wdanalysis.analysis.regression import at_last_step
+from wdanalysis.analysis.floors import near_floor, why_near_floor
+from wdanalysis.analysis.runs import of_last_step
+from wdanalysis.analysis.table import labels
 from wdanalysis.errors import ComparisonError
 
 VALUES = {"delta_m": "ΔM", "delta_d": "ΔD"}
@@ -68,7 +69,8 @@ def heading(modules: Sequence[str], what: str, axis: str) -> str:
     >>> heading(["q"], "ΔM against ΔD", "out"), heading(["q", "v"], "by layer", "in")
     ('q: ΔM against ΔD (axis out)', 'by layer (axis in)')
     """
-    return f"{modules[0]}: {what} (axis {axis})" if len(modules) == 1 else f"{what} (axis {axis})"
+    along = f" (axis {axis})" if axis else ""
+    return f"{modules[0]}: {what}{along}" if len(modules) == 1 else f"{what}{along}"
 
 
 def axis_of(metrics: pd.DataFrame) -> str:
@@ -88,7 +90,7 @@ def axis_of(metrics: pd.DataFrame) -> str:
 
 
 def at_step(metrics: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
-    """Return the rows of a step, or of each method's last step.
+    """Return the rows of a step, or of the last step that all runs of a method have.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def at_step(metrics: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
         No method has that step.
     """
     if step is None:
-        return at_last_step(metrics)
+        return of_last_step(metrics)
     rows = metrics[(metrics["step"] == step).fillna(False)]
     if rows.empty:
         steps = ", ".join(str(known) for known in sorted(metrics["step"].dropna().unique()))
@@ -118,35 +120,15 @@ def has_values(rows: pd.DataFrame, columns: Iterable[str] = tuple(VALUES)) -> pd
     return pd.Series(finite, index=rows.index)
 
 
-def labels_of(rows: pd.DataFrame, column: str) -> pd.Series[str]:
-    """Return a column of text, "" where a cell is empty; of an older table that lacks it, "" everywhere."""
-    if column not in rows:
-        return pd.Series("", index=rows.index)
-    return rows[column].astype("object").where(rows[column].notna(), "").astype(str)
-
-
 def stacks(rows: pd.DataFrame) -> list[str]:
     """Return the stacks (encoder, decoder …) that are on one panel; [""] where there is one."""
-    return list(labels_of(rows, "stack").drop_duplicates()) or [""]
+    return list(labels(rows, "stack").drop_duplicates()) or [""]
 
 
 def runs_of(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """Return the rows of each run of the methods that have several; nothing where none has."""
-    run = labels_of(rows, "run")
+    run = labels(rows, "run")
     return [of_run for _, of_run in rows[run != ""].groupby(["method", run[run != ""]], sort=False)]
-
-
-def over_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the means over the runs of each method in place of their rows."""
-    if not (labels_of(rows, "run") != "").any():
-        return rows
-    places = [
-        column for column in ("method", "step", "layer", "module", "stack", "name", "axis") if column in rows
-    ]
-    numbers = set(rows.select_dtypes("float").columns)  # whole numbers are sizes, the same in all runs
-    how = {column: "mean" if column in numbers else "first" for column in rows if column not in places}
-    means = rows.groupby(places, sort=False, dropna=False).agg(how).reset_index()
-    return means[list(rows.columns)]
 
 
 def runs_note(rows: pd.DataFrame) -> str:
@@ -165,19 +147,15 @@ def per_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     Column `near_floor` tells whether all of them are near the floor; a column `stack` is there to group by in any case.
     """
     shown = rows[has_values(rows)]
-    marked = shown.assign(near_floor=near_floor(shown), stack=labels_of(shown, "stack"))
+    marked = shown.assign(near_floor=near_floor(shown), stack=labels(shown, "stack"))
     how = dict.fromkeys(VALUES, "median") | {"near_floor": "all"}
     return marked.groupby(by, sort=False).agg(how).reset_index()
 
 
 def near_floor_note(rows: pd.DataFrame, mark: str = "hollow") -> str:
-    """Say how many matrices are marked on the figure, because their ΔD may be rounding."""
+    """Say how many matrices are marked on the figure, because rounding decides their ΔD."""
     count = int(near_floor(rows).sum())
-    return (
-        f"{mark}: ΔD under {NEAR_FLOOR:g} × what rounding makes by itself ({count} of {len(rows)})"
-        if count
-        else ""
-    )
+    return f"{mark}: {why_near_floor(rows)} ({count} of {len(rows)})" if count else ""
 
 
 def left_out(

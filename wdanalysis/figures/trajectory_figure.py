@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wdanalysis.analysis.floors import near_floor
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.figures import profiles, selection, style
 from wdanalysis.figures.kinds import Title
 
@@ -65,7 +66,7 @@ def trajectory(
     axis = selection.axis_of(rows)
     names = selection.ordered(rows, modules)
     stepped = rows[rows["step"].notna() & selection.has_values(rows)]
-    means = selection.over_runs(stepped)
+    means = averaged(stepped)
     means = means.assign(near_floor=near_floor(means))
     without_step = selection.unique(rows[rows["step"].isna()], "method")
     labels = {method: method for method in selection.unique(stepped, "method")}

@@ -60,6 +60,11 @@ class VectorChanges:
         return (self.magnitude + self.magnitude_change) * self.turn
 
 
+def dot(u: Vector, v: Vector) -> float:
+    """Σ uv, without a BLAS: its threads and those that measure would wait for each other at every matrix."""
+    return float(np.einsum("i,i->", u, v))
+
+
 def vector_changes(a: Vector, p: Vector, q: Vector) -> VectorChanges:
     """Evaluate the equations above for every vector.
 

@@ -17,7 +17,7 @@ from wdanalysis.checkpoints.model import StoredMatrix
 from wdanalysis.checkpoints.names import Part
 from wdanalysis.decomposition import Axis
 from wdanalysis.kernels.chance import chance
-from wdanalysis.kernels.sums import Vector, VectorChanges
+from wdanalysis.kernels.sums import Vector, VectorChanges, dot
 from wdanalysis.measure.plan import State
 from wdanalysis.measure.rounding import NOT_ROUNDED, Grid, Rounding
 from wdanalysis.measure.whole import WholeMatrix
@@ -134,7 +134,7 @@ class MatrixDiagnostics:
     ) -> MatrixDiagnostics:
         """Take them of a matrix's vectors, all finite."""
         m0, dm, turn = changes.magnitude, changes.magnitude_change, changes.turn
-        delta_m, base_norm = float(np.mean(np.abs(dm))), float(np.linalg.norm(m0))
+        delta_m, base_norm = float(np.mean(np.abs(dm))), math.sqrt(dot(m0, m0))
         rho, update_norm2 = changes.radial, float(np.sum(changes.update_norm2))
         c = uniform_shrink(m0, dm if update.kind == "dora" else rho)
         unshrunk = None if c is None else float(np.mean(np.abs(dm + c * m0)))
@@ -153,13 +153,13 @@ class MatrixDiagnostics:
             delta_d_p90=d_p90,
             delta_d_max=d_max,
             base_norm=base_norm,
-            delta_m_norm=float(np.linalg.norm(dm)),
+            delta_m_norm=math.sqrt(dot(dm, dm)),
             update=update.kind,
             rank=update.rank,
             mean_rho=float(np.mean(rho)),
             mean_abs_rho=float(np.mean(np.abs(rho))),
             centrifugal=float(np.mean(changes.centrifugal)),
-            radial_share=_ratio(float(rho @ rho), update_norm2),
+            radial_share=_ratio(dot(rho, rho), update_norm2),
             **_null(changes.magnitude, length, update_norm2, update),
             mean_inverse_m0_squared=float(np.mean(m0[m0 > 0] ** -2.0)) if m0.any() else None,
             grid=rounding.grid,
@@ -300,5 +300,5 @@ def uniform_shrink(m0: Vector, radial: Vector) -> float | None:
     By the magnitudes, m ≈ (1 − c)·m₀, a turn would pass for growth, as W₀ + ΔW gets longer by turning. DoRA's vectors
     do not, and their m is what decay acts on: there it is the other way round, and m − m₀ stands for ρ.
     """
-    square = float(m0 @ m0)
-    return 0.0 - float(m0 @ radial) / square if square else None
+    square = dot(m0, m0)
+    return 0.0 - dot(m0, radial) / square if square else None

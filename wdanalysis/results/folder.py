@@ -89,6 +89,8 @@ def save(
     OutputError
         The folder cannot be written.
     """
+    from wdanalysis.analysis.table import apart
+
     old, run = _outputs(directory), run.finished()
     lacking = dataclasses.replace(
         to_do or Unfinished(),
@@ -98,7 +100,7 @@ def save(
     )
     _write_run(directory, _lacking(run, lacking), ())
     tables = [_write_table(directory / name, table) for name, table in _tables(findings, spectra, geometry)]
-    tables += [] if vectors is None else [vectors.save(directory, findings.metrics)]
+    tables += [] if vectors is None else [vectors.save(directory, apart(findings.metrics))]
     _write_run(directory, _lacking(run, dataclasses.replace(lacking, tables=False)), tables)
     written = [*tables, *others()]
     return [*written, _finish(directory, run, written, old)]
@@ -257,14 +259,22 @@ def _load_spectra(directory: Path) -> Spectra:
 
     from wdanalysis.measure.spectra import Spectra
 
-    integers = {"step_a": "Int64", "step_b": "Int64", "layer": "Int64"}
     try:
         return Spectra(
             pd.read_parquet(directory / SPECTRA_PARQUET),
-            pd.read_csv(directory / SIMILARITY_CSV, dtype=integers, keep_default_na=False, na_values=[""]),
+            _similarity(directory / SIMILARITY_CSV),
         )
     except (OSError, ValueError) as error:
         raise OutputError(f"the spectra in {directory} cannot be read ({first_line(error)}).") from error
+
+
+def _similarity(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    types: dict[str, Any] = dict.fromkeys(("step_a", "step_b", "layer"), "Int64")
+    types |= dict.fromkeys(("run_a", "run_b"), str)
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    return table.fillna({"run_a": "", "run_b": ""})
 
 
 def _load_schedules(directory: Path) -> pd.DataFrame:
@@ -272,7 +282,7 @@ def _load_schedules(directory: Path) -> pd.DataFrame:
 
     from wdanalysis.analysis.prediction import SCHEDULE_COLUMNS
 
-    types: dict[str, Any] = {"method": str, "step": "Int64", "source": str}
+    types: dict[str, Any] = {"method": str, "step": "Int64", "source": str, "run": str}
     try:
         table: pd.DataFrame = pd.read_csv(
             directory / SCHEDULES_CSV,
@@ -280,7 +290,7 @@ def _load_schedules(directory: Path) -> pd.DataFrame:
             keep_default_na=False,
             na_values=[""],
         )
-        return table[list(SCHEDULE_COLUMNS)]
+        return table[list(SCHEDULE_COLUMNS)].assign(run=table["run"].fillna(""))
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(
             f"the schedules in {directory} cannot be read ({first_line(error)}); run the comparison again."
