@@ -26,7 +26,7 @@ OUT = re.compile(r"--out (?P<out>\S+)")
 SHOWN = re.compile(r"(?<!-->\n)```bash\n(?P<commands>.*?)```(?:\n\n```text\n(?P<printed>.*?)```)?", re.DOTALL)
 PICTURE = re.compile(r"!\[[^\]]*\]\((?:\.\./)*images/(?P<out>[\w-]+)/(?P<name>[\w.-]+\.png)\)")
 
-WIDTH = 90
+WIDTH = 80
 """Columns of the terminal in which the commands run."""
 
 
