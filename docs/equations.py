@@ -22,6 +22,12 @@ from mkdocs.structure.files import File
 EQUATION = re.compile(r'<div class="arithmatex">\s*\\\[(?P<latex>.*?)\\\]\s*</div>', re.DOTALL)
 """What the extension arithmatex makes of ``$$ … $$``."""
 
+MEANT = {
+    "<mo>&#x02016;</mo>": '<mo stretchy="false">&#x02016;</mo>',  # the ‖ of a norm
+    "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",  # \sim, a relation
+}
+"""What latex2mathml writes, and what is meant."""
+
 CHARACTERS = (
     range(0x20, 0x180),  # Latin
     range(0x2C6, 0x3D7),  # accents, Greek
@@ -39,10 +45,17 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def mathml(latex: str) -> str:
-    """Write one equation as a block that can be scrolled where it is wider than the page."""
+    r"""Write a line of equations, which ``\qquad`` keeps apart and a narrow page puts below each other."""
+    parts = (f'<span tabindex="0">{_written(part)}</span>' for part in latex.split(r"\qquad"))
+    return f'<div class="equations">{"".join(parts)}</div>'
+
+
+def _written(latex: str) -> str:
+    """One equation as MathML."""
     written = convert(latex.strip(), display="block")
-    written = written.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')  # of ‖w‖
-    return f'<div class="equation" tabindex="0">{written}</div>'
+    for taken, meant in MEANT.items():
+        written = written.replace(taken, meant)
+    return written
 
 
 def on_files(files: Any, *, config: Any) -> Any:
@@ -55,7 +68,8 @@ def on_files(files: Any, *, config: Any) -> Any:
 def font() -> bytes:
     """Return the part of STIX Two Math with these characters, and what roots, sums and brackets grow by."""
     package = find_spec("ziamath")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     whole = TTFont(Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf")
     part = Subsetter(Options(layout_features=["ssty", "ccmp"], notdef_outline=True))
     part.populate(unicodes=[number for numbers in CHARACTERS for number in numbers])

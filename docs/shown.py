@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
+
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 
@@ -96,10 +98,10 @@ def _read(screen: io.FileIO) -> Iterator[bytes]:
 
 def small(picture: Path) -> bytes:
     """Return a figure's PNG with 256 colours: a third of the bytes, and the same to the eye."""
-    from PIL import Image
-
     file = io.BytesIO()
-    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        file, "png", optimize=True
+    )
     return file.getvalue()
 
 
@@ -107,8 +109,8 @@ def main(chosen: list[str]) -> None:
     """Rewrite pages and their pictures."""
     images = DOCS / "images"
     for page in map(Path, chosen) if chosen else pages():
-        with _empty_folder() as folder:
-            text, pictures = shown(page, folder)
+        with tempfile.TemporaryDirectory() as folder:
+            text, pictures = shown(page, Path(folder))
             page.write_text(text, encoding="utf-8")
             for out in {Path(place).parent for place in pictures}:
                 shutil.rmtree(images / out, ignore_errors=True)
@@ -116,12 +118,6 @@ def main(chosen: list[str]) -> None:
                 (images / place).parent.mkdir(parents=True, exist_ok=True)
                 (images / place).write_bytes(small(picture))
                 print(images.name, place, (images / place).stat().st_size, sep="\t")
-
-
-@contextlib.contextmanager
-def _empty_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 if __name__ == "__main__":
