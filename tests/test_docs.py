@@ -214,6 +214,13 @@ def test_the_command_reference_names_every_option(site: Path) -> None:
             assert all(option in page for option in parameter.opts if option.startswith("--"))
 
 
+def test_the_command_reference_has_no_backslash(site: Path) -> None:
+    page = (site / "commands.html").read_text(encoding="utf-8")
+    cells = re.findall(r"<td>(.*?)</td>", page, re.DOTALL)
+    assert cells
+    assert not [cell for cell in cells if "\\" in cell]
+
+
 def equations(page: Path) -> list[ElementTree.Element]:
     text = html.unescape(page.read_text(encoding="utf-8"))
     return [ElementTree.fromstring(found) for found in re.findall(r"<math.*?</math>", text, re.DOTALL)]
