@@ -25,7 +25,7 @@ from wdanalysis.measure.plan import Plan, plan
 from wdanalysis.measure.rows import MatrixChange
 from wdanalysis.measure.stream import stream
 from wdanalysis.results import folder
-from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, inputs_of, versions
+from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, inputs_of, now, versions
 from wdanalysis.results.vectors import Vectors, VectorsFile
 from wdanalysis.writing import encodable
 
@@ -334,9 +334,15 @@ class Comparison:
         >>> run.report(tmp / "report.html").name
         'report.html'
         """
+        path = Path(path)
+        saved = [name for name in self.run.outputs if Path(name).suffix in (".png", ".pdf", ".svg")]
+        return self._write_page(path, [name for name in saved if (path.parent / name).is_file()])
+
+    def _write_page(self, path: Path, figures: Iterable[str]) -> Path:
+        """Write the page, with links to figures beside it."""
         from wdanalysis import report
 
-        return report.write(Path(path), self._findings, self.run, self.spectra, self.geometry)
+        return report.write(path, self._findings, self.run, self.spectra, self.geometry, figures)
 
     def save(
         self,
@@ -391,13 +397,14 @@ class Comparison:
         kinds = KINDS if figures is None else figures
         tables = self._tables()
         planned = batch.planned_figures(tables, kinds, format, x=x, y=y)
+        links = [f"{folder.FIGURES}/{figure.file}" for figure in planned]
         folder.check_free(directory, force=force)
         with batch.drawing(tables, planned, directory / folder.FIGURES, format=format) as finish:
 
             def others() -> list[Path]:
                 with _tables_are_whole(directory):
                     pages = (
-                        [self.report(directory / folder.REPORT_HTML)]
+                        [self._write_page(directory / folder.REPORT_HTML, links)]
                         if report and page.is_available()
                         else []
                     )
@@ -643,6 +650,7 @@ def compare(
         ),
         seconds=seconds,
         bytes_read=planned.nbytes,
+        date=now(),
     )
     steps = metrics["step"].astype(object).where(metrics["step"].notna(), None)
     schedules = schedule_table(known, zip(metrics["method"], metrics["run"], steps, strict=True))
