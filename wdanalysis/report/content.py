@@ -37,7 +37,7 @@ MOST_ROWS = 20_000
 SIGNS: Mapping[str, str] = {
     RISES: "▲",
     FALLS: "▼",
-    NONE: "–",
+    NONE: "○",
     AS_CHANCE: "≈",
     ONE_LAYER: "◐",
     TOO_FEW: "·",
@@ -47,8 +47,8 @@ SIGNS: Mapping[str, str] = {
 LAYER_COLOURS = 64
 """Steps of the scale that colours layers."""
 
-DARK_START = 70
-"""Where the layers' scale (of 256) begins on a dark page, on which its first colours would vanish."""
+DARK_START = 0.3
+"""Where the layers' scale (from 0 to 1) begins on a dark page, on which its first colours would vanish."""
 
 
 def data(
@@ -83,7 +83,7 @@ def data(
         tables |= {"spectra": spectra.matrices, "similarity": spectra.similarity}
     if geometry is not None:
         tables["geometry"] = geometry
-    scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
+    scale = style.layer_colours()
     return {
         "tables": {name: table(frame) for name, frame in tables.items()},
         "marked": {"rows": near_floor(drawn).astype(int).tolist(), "why": why_near_floor(drawn)},
@@ -96,8 +96,8 @@ def data(
         },
         "colours": {
             "methods": list(style.COLOURS),
-            "layers": _sampled(scale),
-            "layers_dark": _sampled(scale[DARK_START:]),
+            "layers": [_hex(colour) for colour in scale(np.linspace(0, 1, LAYER_COLOURS))],
+            "layers_dark": [_hex(colour) for colour in scale(np.linspace(DARK_START, 1, LAYER_COLOURS))],
         },
     }
 
@@ -276,10 +276,6 @@ def _column(name: str, values: pd.Series) -> dict[str, Any]:
 
 def _number(value: Any) -> float | int | None:
     return None if pd.isna(value) or not math.isfinite(value) else value
-
-
-def _sampled(scale: list[str]) -> list[str]:
-    return [scale[int(place)] for place in np.linspace(0, len(scale) - 1, LAYER_COLOURS)]
 
 
 def _hex(colour: tuple[float, ...]) -> str:

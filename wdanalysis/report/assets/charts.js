@@ -10,6 +10,7 @@ const TOOLTIP = [
 ].map(([label, field]) => `<div style="color: #1b1d1f"><span style="color: #575c61">${label}</span> @${field}</div>`).join("");
 
 let source = null; // of all points
+let fixedColumns = null;
 let drawn = null; // the document that holds the charts
 let charts = null;
 let selectedTable = null;
@@ -23,7 +24,7 @@ function setRange(range, [start, end]) {
 }
 
 /** An empty chart with its tools, in the page's colours. */
-function chart(height, { y_axis_type = "linear", y_range = new Bokeh.Range1d() } = {}) {
+function chart(height, { y_axis_type = "auto", y_range = new Bokeh.Range1d() } = {}) {
   const [colour, quiet, rule, panel] = ["--ink", "--quiet", "--rule", "--panel"].map(ink);
   const plot = Bokeh.Plotting.figure({
     sizing_mode: "stretch_width", height, min_width: 200, y_axis_type, tools: [], toolbar_location: "above",
@@ -116,8 +117,8 @@ function scatterOf(method, place) {
     setRange(plot.y_range, limits(up(dy)));
     const [x, y] = ["delta_d", "delta_m"].map((name) => mine.map((i) => point[name][i]));
     const found = fit(x, y);
-    const ends = found ? extent(x) : [];
-    line.data = { x: across(ends), y: up(ends.map(found?.at)) };
+    const ends = extent(x);
+    line.data = found ? { x: across(ends), y: up(ends.map(found.at)) } : { x: [], y: [] };
     const whole = stepRange.isWhole() && layerRange.isWhole() && slopeBand(correlationOf("pooled", method, chosenModule()), x);
     band.data = whole ? { x: across(whole.x), low: up(whole.low), high: up(whole.high) } : { x: [], low: [], high: [] };
     const own = ghosts.filter((row) => row.method === method);
@@ -177,16 +178,17 @@ function predictionOf({ method, law, quantity }) {
   return view;
 }
 
-/** A quantity over layers or steps, a colour a method. `lines` gives from the points shown the lines and what to draw behind them. */
+/** A quantity over layers or steps, a colour a method. `lines` gives from the points shown
+ * each line, and the ends of its band where it has one. */
 function profileOf(place, [name, label], over, x, { at, lines }) {
   const plot = chart(320, { y_axis_type: logBox.checked ? "log" : "linear" });
   const filter = nothing();
-  const [behind, line] = [emptySource("x", "low", "high", "colour"), emptySource("x", "y", "colour")];
+  const [half, line] = [emptySource("x", "y", "colour"), emptySource("x", "y", "colour")];
+  plot.patches({ field: "x" }, { field: "y" }, { source: half, fill_color: { field: "colour" }, fill_alpha: 0.18, line_color: null });
   points(plot, x, `profile_${name}`, filter, { field: "colour" });
-  plot.segment({ field: "x" }, { field: "low" }, { field: "x" }, { field: "high" }, { source: behind, line_color: { field: "colour" }, line_width: 5, line_alpha: 0.45 });
   plot.multi_line({ field: "x" }, { field: "y" }, { source: line, line_color: { field: "colour" }, line_width: 2, line_alpha: 0.85 });
   axisOf(plot.xaxis).axis_label = over;
-  const view = { ...added(place, plot, `${label} by ${over}`), name, filter, line };
+  const view = { ...added(place, plot, `${label} by ${over}`), name, filter, line, half };
 
   view.update = ({ visible, indices, units }) => {
     const ends = extent(indices.map((i) => point[name][i]).filter((value) => !logBox.checked || value > 0));
@@ -198,9 +200,9 @@ function profileOf(place, [name, label], over, x, { at, lines }) {
     const margin = over === "layer" ? 0.5 : 0.04 * (high - low) || 1;
     setRange(plot.x_range, known.length ? [low - margin, high + margin] : [0, 1]);
     const found = lines(indices, (i) => point[name][i] / units[name]);
-    line.data = { x: found.map((one) => one.x), y: found.map((one) => one.y), colour: found.map((one) => methodColour(one.method)) };
-    const whiskers = found.flatMap((one) => (one.low ?? []).map((value, k) => ({ x: one.x[k], low: value, high: one.high[k], colour: methodColour(one.method) })));
-    behind.data = Object.fromEntries(["x", "low", "high", "colour"].map((field) => [field, whiskers.map((whisker) => whisker[field])]));
+    const drawnAs = (some, x, y) => ({ x: some.map(x), y: some.map(y), colour: some.map((one) => methodColour(one.method)) });
+    line.data = drawnAs(found, (one) => one.x, (one) => one.y);
+    half.data = drawnAs(found.filter((one) => one.low), (one) => [...one.x, ...[...one.x].reverse()], (one) => [...one.low, ...[...one.high].reverse()]);
     filter.booleans = visible;
   };
   return view;
@@ -229,7 +231,7 @@ function linesByStep(indices, value) {
 
 /** ΔM or ΔD of one method by layer and module, at the last of its steps that are shown. */
 function heatmapOf(method, rows, mapper) {
-  const plot = chart(Math.max(110, 26 * rows.length + 80), { y_range: new Bokeh.FactorRange({ factors: [...rows].reverse() }) });
+  const plot = chart(32 * rows.length + 90, { y_range: new Bokeh.FactorRange({ factors: [...rows].reverse() }) });
   const filter = nothing();
   hover(plot, plot.rect({ field: "place" }, { field: "row" }, 1, 0.96, {
     ...linked(filter), fill_color: mapper, line_color: null, nonselection_fill_alpha: 0.2,
@@ -254,10 +256,26 @@ function heatmapOf(method, rows, mapper) {
 const heatChoice = element("select", { id: "heat", "aria-label": "Heat map of" }, ...options(QUANTITIES, ([, label]) => label, 0));
 heatChoice.addEventListener("change", () => update());
 
+/** Columns of the common source that no filter changes. */
+function columnsOfPoints() {
+  return {
+    place: point.layer.map((layer) => places.get(layer)),
+    step: point.step.map((step) => step ?? NaN),
+    layer: point.layer.map((layer) => layer ?? NaN),
+    marker: point.step.map((step) => markers.get(step)),
+    filled: point.marked.map((is) => (is ? 0 : 0.85)),
+    colour: point.method.map(methodColour),
+    method: point.method, row: point.row, name: point.name,
+    layer_text: point.layer.map((layer) => layer ?? "none"), step_text: point.step.map((step) => step ?? "not known"),
+    m_text: point.delta_m.map((value) => number(value, 4)), d_text: point.delta_d.map((value) => number(value, 4)),
+  };
+}
+
 /** Build every chart anew: at the start, and when the scheme or the kind of an axis changes. */
 async function build() {
   const chosen = source?.selected.indices ?? [];
   source = new Bokeh.ColumnDataSource({ data: {} });
+  fixedColumns = columnsOfPoints();
   drawn?.clear(); // takes its views away
   const current = (drawn = new Bokeh.Document());
   for (const id of ["scatters", "profiles", "trajectories", "heatmaps", "predictions"]) document.getElementById(id)?.replaceChildren();
@@ -292,20 +310,12 @@ function update() {
   const [quantity] = QUANTITIES[+heatChoice.value];
   showHeatScale(extent(heat.map((i) => point[quantity][i]).filter((value) => !logBox.checked || value > 0)));
   source.data = {
+    ...fixedColumns,
     x: point.delta_d.map((value, i) => value / scales.get(point.method[i])[0]),
     y: point.delta_m.map((value, i) => value / scales.get(point.method[i])[1]),
-    place: point.layer.map((layer) => places.get(layer)),
-    step: point.step.map((step) => step ?? NaN),
     profile_delta_m: point.delta_m.map((value) => value / units.delta_m),
     profile_delta_d: point.delta_d.map((value) => value / units.delta_d),
     heat: point[quantity].map((value) => (logBox.checked ? Math.log10(value) : value)),
-    layer: point.layer.map((layer) => layer ?? NaN),
-    marker: point.step.map((step) => markers.get(step)),
-    filled: point.marked.map((is) => (is ? 0 : 0.85)),
-    colour: point.method.map(methodColour),
-    method: point.method, row: point.row, name: point.name,
-    layer_text: point.layer.map((layer) => layer ?? "none"), step_text: point.step.map((step) => step ?? "not known"),
-    m_text: point.delta_m.map((value) => number(value, 4)), d_text: point.delta_d.map((value) => number(value, 4)),
   };
   const seen = new Set([...indices, ...heat]);
   source.selected.indices = source.selected.indices.filter((i) => seen.has(i));
@@ -345,7 +355,7 @@ function legends() {
     element("span", {}, "band: 95 % of its slope, where all steps and layers are shown"),
     ...(nulls.length ? [element("span", {}, element("span", { class: "swatch", style: `background: ${NULL_COLOUR}` }), "null: updates without structure")] : []),
     ...(noisy ? [element("span", {}, `○ hollow: ${report.marked.why} (${noisy} of ${shown.length})`)] : []));
-  const said = { "layer-title": "line: a method’s last step shown", "step-title": "line: median over layers; bar: the middle half of them" };
+  const said = { "layer-title": "line: a method’s last step shown", "step-title": "line: median over layers; band: the middle half of them" };
   for (const [title, meaning] of Object.entries(said)) {
     document.querySelector(`#${title} + .methods`).replaceChildren(...methods.map((method) =>
       element("span", {}, element("span", { class: "swatch", style: `background: ${methodColour(method)}` }), method)), element("span", {}, meaning));

@@ -103,11 +103,11 @@ function remember(section = readAddress().section || "explore") {
   } catch { /* a frame without an address of its own, in a notebook */ }
 }
 
-/** Take up what the address says, and go to its section. */
+/** Take up what the address says, and go to its section: a section alone keeps the filters, nothing at all resets them. */
 function follow(redraw) {
   const { section, chosen } = readAddress();
-  if (!chosen) return remember(section);
-  chooseFilters(chosen);
+  if (section && !chosen) return remember(section);
+  chooseFilters(chosen ?? {});
   redraw();
   document.getElementById(section)?.scrollIntoView();
 }
