@@ -73,7 +73,7 @@ function added(place, plot, label) {
 function coloured(field, [low, high]) {
   return { field, transform: new Bokeh.LinearColorMapper({ palette: layerColours(), low, high, nan_color: "#9a9a9a" }) };
 }
-const byLayer = () => coloured("layer", [knownLayers[0] ?? 0, knownLayers.at(-1) ?? 1]);
+const byLayer = () => coloured("layer", [knownLayers[0] ?? 0, knownLayers.length > 1 ? knownLayers.at(-1) : (knownLayers[0] ?? 0) + 1]);
 
 const inBrackets = (ends) => (ends ? ` [${ends.join(", ")}]` : "");
 

@@ -35,7 +35,7 @@ const sharedBox = element("input", { type: "checkbox", id: "shared" });
 form.append(
   control("Module", moduleChoice),
   choices("Methods", ...methods.map((method, place) =>
-    element("label", {}, methodBoxes[place], element("span", { class: "swatch", "data-method": place, "aria-hidden": "true" }), method))),
+    element("label", {}, methodBoxes[place], element("span", { class: "swatch", "data-method": place, "aria-hidden": "true" }), element("span", { class: "name", title: method }, method)))),
   ...(steps.length > 1 ? [stepRange.box] : []),
   ...(layers.length > 1 ? [layerRange.box] : []),
   choices("Axes", ...(methods.length > 1 ? [element("label", {}, sharedBox, "same for all methods")] : []), element("label", {}, logBox, "logarithmic")),

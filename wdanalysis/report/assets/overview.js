@@ -3,6 +3,7 @@
 "use strict";
 
 const MOST_POINTS = 1500; // in a small panel; of more, every n-th is drawn
+const LEAST_WIDTH = 170; // of a panel with the room beside it
 const OPEN_PANELS = 24; // modules beyond are folded up
 
 /** An element of SVG. */
@@ -90,6 +91,12 @@ function smallMultiple(panel) {
   return { figure, draw: () => place.replaceChildren(smallScatter(panel, Math.max(120, Math.floor(place.clientWidth)))) };
 }
 
+/** As many panels in a row as there is room for, and the rows as even as can be. */
+function evenColumns(panels, width) {
+  const rows = Math.ceil(panels / Math.max(1, Math.floor((width + 20) / LEAST_WIDTH)));
+  return Math.max(1, Math.ceil(panels / rows));
+}
+
 /** The panels of all modules, a row a module; returns what draws them. */
 function drawMultiples(place) {
   const byModule = grouped(point.module.keys(), (i) => point.module[i]);
@@ -99,8 +106,12 @@ function drawMultiples(place) {
     const indices = byModule.get(module) ?? [];
     const byMethod = grouped(indices, (i) => point.method[i]);
     const panels = [...byMethod].map(([method, mine]) => smallMultiple(panelOf(method, module, mine, mine)));
-    draws.push(...panels.map(({ draw }) => draw));
-    return element("div", {}, element("h3", {}, module), element("div", { class: "multiples" }, ...panels.map(({ figure }) => figure)));
+    const grid = element("div", { class: "multiples" }, ...panels.map(({ figure }) => figure));
+    draws.push(() => {
+      grid.style.gridTemplateColumns = `repeat(${evenColumns(panels.length, grid.clientWidth)}, minmax(0, 1fr))`;
+      panels.forEach(({ draw }) => draw());
+    });
+    return element("div", {}, element("h3", {}, module), grid);
   };
   place.append(...modules.slice(0, open).map(row));
   if (modules.length > open) {
