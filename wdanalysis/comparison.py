@@ -327,7 +327,7 @@ class Comparison:
         Raises
         ------
         OutputError
-            The file cannot be written, or the extra `report` (Bokeh) is not installed.
+            The file cannot be written.
 
         Examples
         --------
@@ -369,7 +369,7 @@ class Comparison:
         force
             Replace the results that are in the folder; other files in it stay.
         report
-            Whether to write ``report.html``, where the extra `report` is installed.
+            Whether to write ``report.html``.
         x, y
             What the scatter shows, of `wdanalysis.figures.kinds.QUANTITIES`.
 
@@ -389,7 +389,6 @@ class Comparison:
         >>> [path.name for path in written if path.suffix == ".png"]
         ['layers_q.png', 'layers_v.png']
         """
-        from wdanalysis import report as page
         from wdanalysis.figures import batch
         from wdanalysis.figures.kinds import KINDS
 
@@ -403,11 +402,7 @@ class Comparison:
 
             def others() -> list[Path]:
                 with _tables_are_whole(directory):
-                    pages = (
-                        [self._write_page(directory / folder.REPORT_HTML, links)]
-                        if report and page.is_available()
-                        else []
-                    )
+                    pages = [self._write_page(directory / folder.REPORT_HTML, links)] if report else []
                     return [*finish(), *pages]
 
             return folder.save(
@@ -480,7 +475,7 @@ def rewrite_report(directory: Path) -> Path:
     Raises
     ------
     OutputError
-        There are no results, the folder cannot be written, or the extra `report` is not installed.
+        There are no results, or the folder cannot be written.
     """
     comparison = Comparison.load(directory)
     written = comparison.report(directory / folder.REPORT_HTML)

@@ -1,4 +1,4 @@
-"""The page as a text: what it holds, what it leaves out, what it does without its extra."""
+"""The page as a text: what it holds, what it leaves out, what it links to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from wdanalysis import report
 from wdanalysis.analysis.badges import BADGES
 from wdanalysis.analysis.findings import Findings
 from wdanalysis.comparison import Comparison
-from wdanalysis.errors import OutputError
 from wdanalysis.report import content, words
 from wdanalysis.report.page import embedded_json
 
@@ -225,15 +224,6 @@ def test_the_report_replaces_the_file_that_is_there(comparison: Comparison, tmp_
     path = tmp_path / "new" / "page.html"
     assert comparison.report(path) == path == comparison.report(path)
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
-
-
-def test_without_the_extra_it_says_how_to_get_it(
-    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wdanalysis.report.page.find_spec", lambda name: None)
-    with pytest.raises(OutputError, match=r"pip install 'wdanalysis\[report\]'"):
-        comparison.report(tmp_path / "report.html")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_geometry_is_a_table_where_it_was_taken(comparison: Comparison) -> None:

@@ -146,7 +146,6 @@ def compare(
     check_free(out, force=force)
 
     from wdanalysis import Schedule, comparison
-    from wdanalysis.report import NEEDS, is_available
 
     given = None
     if lr is not None and schedule_steps is not None:
@@ -188,8 +187,6 @@ def compare(
         console.lines(json.dumps(_as_json(compared, out, written), ensure_ascii=False))
     elif not quiet:
         console.warn(compared.warnings)
-        if report and not is_available():
-            console.warn([f"no report.html was written: {NEEDS}"])
         _print(compared, out, written)
 
 

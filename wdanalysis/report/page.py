@@ -6,10 +6,8 @@ import base64
 import hashlib
 import json
 from importlib.resources import files
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from wdanalysis.errors import OutputError
 from wdanalysis.writing import write_whole
 
 if TYPE_CHECKING:
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
     from wdanalysis.measure.spectra import Spectra
     from wdanalysis.results.provenance import Run
 
-NEEDS = "the HTML report needs Bokeh: pip install 'wdanalysis[report]'"
-"""How to get what the page is made with."""
-
 MOST_OPEN = 12
 """The readings of more panels are folded up at first."""
 
@@ -34,11 +29,6 @@ FIRST = ("tables.js", "points.js", "overview.js")
 THEN = ("filters.js", "charts.js")
 
 BOKEH = ("bokeh.min.js", "bokeh-api.min.js")
-
-
-def is_available() -> bool:
-    """Whether the packages of the extra `report` are installed."""
-    return all(find_spec(package) for package in ("bokeh", "jinja2"))
 
 
 def write(
@@ -65,14 +55,7 @@ def render(
 
     Names of tensors, files and methods are data: the template escapes them, and the scripts set them as text. The
     page's own policy (CSP) lets nothing be fetched and no other script run than those that it was made with.
-
-    Raises
-    ------
-    OutputError
-        The extra `report` is not installed.
     """
-    if not is_available():
-        raise OutputError(NEEDS)
     from jinja2 import Environment
 
     from wdanalysis.report import content

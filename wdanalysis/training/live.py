@@ -258,7 +258,7 @@ def _save(directory: Path, metrics: pd.DataFrame, run: Run) -> None:
     findings = Findings(metrics)
 
     def page() -> list[Path]:
-        return [report.write(directory / folder.REPORT_HTML, findings, run)] if report.is_available() else []
+        return [report.write(directory / folder.REPORT_HTML, findings, run)]
 
     folder.save(directory, findings, run, others=page)
 
