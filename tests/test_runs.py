@@ -329,7 +329,6 @@ def test_every_kind_of_figure_gets_the_tables_that_it_shows(whole: wd.Comparison
 
 
 def test_the_page_has_each_run(whole: wd.Comparison, compared: wd.Comparison, several: Path) -> None:
-    pytest.importorskip("bokeh", reason="the report needs the extra 'report'")
     from wdanalysis.report import content
     from wdanalysis.report.page import render
 

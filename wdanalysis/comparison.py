@@ -25,7 +25,16 @@ from wdanalysis.measure.plan import Plan, plan
 from wdanalysis.measure.rows import MatrixChange
 from wdanalysis.measure.stream import stream
 from wdanalysis.results import folder
-from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, Unfinished, inputs_of, versions
+from wdanalysis.results.provenance import (
+    Matrices,
+    Options,
+    Run,
+    Seconds,
+    Unfinished,
+    inputs_of,
+    now,
+    versions,
+)
 from wdanalysis.results.vectors import Vectors, VectorsFile
 from wdanalysis.writing import encodable
 
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
 
     from wdanalysis.analysis.findings import Findings
     from wdanalysis.figures import Figure
+    from wdanalysis.figures.batch import PlannedFigure
     from wdanalysis.figures.kinds import Look, Title
     from wdanalysis.figures.selection import Names
     from wdanalysis.figures.style import AxLike, Cmap, FigSize
@@ -559,16 +569,22 @@ class Comparison:
         Raises
         ------
         OutputError
-            The file cannot be written, or the extra `report` (Bokeh) is not installed.
+            The file cannot be written.
 
         Examples
         --------
         >>> run.report(tmp / "report.html").name
         'report.html'
         """
+        path = Path(path)
+        saved = [name for name in self.run.outputs if Path(name).suffix in (".png", ".pdf", ".svg")]
+        return self._write_page(path, [name for name in saved if (path.parent / name).is_file()])
+
+    def _write_page(self, path: Path, figures: Iterable[str]) -> Path:
+        """Write the page, with links to figures beside it."""
         from wdanalysis import report
 
-        return report.write(Path(path), self._findings, self.run.finished(), self.spectra, self.geometry)
+        return report.write(path, self._findings, self.run.finished(), self.spectra, self.geometry, figures)
 
     def save(
         self,
@@ -594,7 +610,7 @@ class Comparison:
         force
             Replace the results that are in the folder; other files in it stay.
         report
-            Whether to write ``report.html``, where the extra `report` is installed.
+            Whether to write ``report.html``.
         progress
             Called with ``"drawing"`` …, what is done of it, and how much there is.
 
@@ -614,7 +630,6 @@ class Comparison:
         >>> [path.name for path in written if path.suffix == ".png"]
         ['layers_q.png', 'layers_v.png']
         """
-        from wdanalysis import report as page
         from wdanalysis.figures import batch
         from wdanalysis.figures.kinds import KINDS, Look
 
@@ -633,15 +648,17 @@ class Comparison:
             def others() -> list[Path]:
                 tell(TABLES, 1, 1)
                 with _tables_are_whole(directory):
-                    pages = self._pages(directory, tell) if report and page.is_available() else []
+                    pages = [self._linked_page(directory, planned, tell)] if report else []
                     return [*finish(), *pages]
 
             found = (self._findings, self.run, self.spectra, self.geometry, self.vectors)
             return folder.save(directory, *found, others=others, to_do=to_do)
 
-    def _pages(self, directory: Path, tell: Phases) -> list[Path]:
+    def _linked_page(self, directory: Path, planned: Iterable[PlannedFigure], tell: Phases) -> Path:
+        """Write the page of a folder, with links to the figures that are drawn meanwhile."""
         tell(REPORT, 0, 1)
-        written = [self.report(directory / folder.REPORT_HTML)]
+        links = [f"{folder.FIGURES}/{figure.file}" for figure in planned]
+        written = self._write_page(directory / folder.REPORT_HTML, links)
         tell(REPORT, 1, 1)
         return written
 
@@ -730,7 +747,6 @@ def redraw(
     OutputError
         There are no results, or the folder cannot be written.
     """
-    from wdanalysis import report as page
     from wdanalysis.analysis.table import merged_stacks
     from wdanalysis.figures.batch import drawing, planned_figures
     from wdanalysis.figures.kinds import KINDS, Look
@@ -746,7 +762,7 @@ def redraw(
     planned = planned_figures(tables, kinds, look)
     _warn_of_missing(kinds, {figure.kind for figure in planned}, tables)
     with drawing(tables, planned, directory / folder.FIGURES, look, partial(tell, DRAWING)) as finish:
-        pages = saved._pages(directory, tell) if to_do.report and page.is_available() else []
+        pages = [saved._linked_page(directory, planned, tell)] if to_do.report else []
         written = [*finish(), *pages]
     folder.add(directory, saved.run, written, finishes=True)
     return written
@@ -758,7 +774,7 @@ def rewrite_report(directory: Path) -> Path:
     Raises
     ------
     OutputError
-        There are no results, the folder cannot be written, or the extra `report` is not installed.
+        There are no results, or the folder cannot be written.
     """
     comparison = Comparison.load(directory)
     written = comparison.report(directory / folder.REPORT_HTML)
@@ -958,6 +974,7 @@ def compare(
         ),
         seconds=seconds,
         bytes_read=planned.nbytes,
+        date=now(),
     )
     steps = metrics["step"].astype(object).where(metrics["step"].notna(), None)
     schedules = schedule_table(known, zip(metrics["method"], metrics["run"], steps, strict=True))

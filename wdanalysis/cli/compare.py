@@ -190,7 +190,6 @@ def compare(
     check_free(out, force=force)
 
     from wdanalysis import comparison
-    from wdanalysis.report import NEEDS, is_available
 
     with console.progress_bars(quiet=quiet or as_json) as progress:
         try:
@@ -231,8 +230,6 @@ def compare(
         console.lines(json.dumps(_as_json(compared, out, written), ensure_ascii=False))
     elif not quiet:
         console.warn(compared.warnings)
-        if report and not is_available():
-            console.warn([f"no report.html was written: {NEEDS}"])
         _print(compared, out, written)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from wdanalysis._version import __version__
@@ -19,11 +22,27 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that was read: where it lies, its size, and a hash of its header."""
+    """A file that was read: where it lies, its size, a hash of its header, and when it was last changed.
+
+    All steps of a series have the same header; size and time tell them apart.
+    """
 
     path: str
     bytes: int
     header_sha256: str
+    modified: str | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> InputFile:
+        """Describe a file as it is now.
+
+        Raises
+        ------
+        CheckpointError
+            It could not be read.
+        """
+        header, status = header_hash(path), path.stat()
+        return cls(str(path), status.st_size, header, _utc(status.st_mtime))
 
 
 @dataclass(frozen=True)
@@ -139,6 +158,8 @@ class Run:
         How the model was watched, where the numbers are of a training.
     outputs
         The files of the folder that it was saved to; empty for a run that was not.
+    date
+        When the numbers were measured, as `now` gives it; None where an earlier version wrote it.
 
     Examples
     --------
@@ -161,6 +182,7 @@ class Run:
     live: Live | None = None
     outputs: tuple[str, ...] = ()
     unfinished: Unfinished | None = None
+    date: str | None = None
 
     def finished(self) -> Run:
         """The run of a folder that lacks nothing: complete where all of it was measured."""
@@ -222,6 +244,8 @@ _LEFT_OUT_IF_UNKNOWN = frozenset(
         "run",
         "merge_stacks",
         "unfinished",
+        "modified",
+        "date",
     }
 )
 """Entries that the JSON lacks where there is nothing to say; all others are then null."""
@@ -252,11 +276,20 @@ def inputs_of(checkpoints: Iterable[Checkpoint]) -> tuple[Input, ...]:
             str(checkpoint.path),
             checkpoint.format,
             checkpoint.step,
-            tuple(InputFile(str(file), file.stat().st_size, header_hash(file)) for file in checkpoint.files),
+            tuple(map(InputFile.of, checkpoint.files)),
             checkpoint.run,
         )
         for checkpoint in checkpoints
     )
+
+
+def now() -> str:
+    """Return the time, of UTC and to the second: ``2026-01-31T12:34:56Z``."""
+    return _utc(time.time())
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def versions() -> dict[str, str]:
