@@ -305,18 +305,6 @@ def test_a_selection_that_finds_nothing_says_how_to_look(base: Path, tmp_path: P
         wd.compare(base, tuned, layers=[99])
 
 
-def test_an_adapter_of_another_base_earns_a_warning(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "llama-7b", llama())
-    lora = write_lora(tmp_path / "lora", llama())
-    config = json.loads((lora / "adapter_config.json").read_text())
-    for trained_on, warned in (("meta/llama-7b", False), ("mistralai/Mistral-7B", True)):
-        (lora / "adapter_config.json").write_text(
-            json.dumps({**config, "base_model_name_or_path": trained_on})
-        )
-        warnings = wd.compare(base, lora).warnings
-        assert any("Mistral-7B" in warning for warning in warnings) is warned
-
-
 def test_ctrl_c_keeps_the_rows_measured_so_far(base: Path, tmp_path: Path) -> None:
     ft = write_steps(tmp_path / "ft", llama(layers=40))
     base = write(tmp_path / "base.safetensors", llama(layers=40))
@@ -443,15 +431,6 @@ def test_the_same_path_twice_is_said_so(base: Path, tmp_path: Path) -> None:
         wd.compare(base, {"FT": [ft, ft]})
 
 
-def test_a_chat_model_is_not_its_base(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "llama-2-7b-chat", llama())
-    lora = write_lora(tmp_path / "lora", llama())
-    config = json.loads((lora / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "meta-llama/llama-2-7b"
-    (lora / "adapter_config.json").write_text(json.dumps(config))
-    assert any("llama-2-7b-chat" in warning for warning in wd.compare(base, lora).warnings)
-
-
 def test_a_module_that_the_last_step_lacks_stays_in_the_summary(base: Path, tmp_path: Path) -> None:
     ft = write_steps(tmp_path / "ft", llama(), steps=(10,))
     write_model(ft / "checkpoint-20", {k: v for k, v in moved(llama()).items() if "k_proj" not in k})
@@ -518,19 +497,6 @@ def test_what_selects_nothing_beside_what_selects_something_is_said(base: Path, 
     assert set(compared.metrics["module"]) == {"q"}
     said = [warning for warning in compared.warnings if "selects no matrix of BASE" in warning]
     assert len(said) == 2
-
-
-@pytest.mark.parametrize(("folder", "warns"), [("base", True), ("Llama-2-7b-hf", False)])
-def test_a_folder_called_base_does_not_hide_that_it_is_another(
-    tmp_path: Path, folder: str, warns: bool
-) -> None:
-    base = write_model(tmp_path / folder, llama())
-    lora = write_lora(tmp_path / "lora", llama())
-    config = json.loads((lora / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "meta-llama/Llama-2-7b-hf"
-    (lora / "adapter_config.json").write_text(json.dumps(config))
-    warnings = wd.compare(base, lora).warnings
-    assert any("meta-llama/Llama-2-7b-hf" in warning for warning in warnings) is warns
 
 
 @pytest.mark.parametrize("axis", ["out", "in"])

@@ -416,6 +416,7 @@ def test_json_keeps_the_digits_of_small_numbers(here: Path) -> None:
 def test_a_signal_ends_the_command_in_one_sentence(here: Path) -> None:
     code = (
         "import os, signal, time, wdanalysis.comparison as c, wdanalysis.cli as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "c.open_checkpoint = lambda path: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60))\n"
         "cli.main()"
     )

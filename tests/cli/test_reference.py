@@ -54,7 +54,7 @@ def test_every_option_has_its_row_with_choices_and_default(page: str) -> None:
 
 
 def test_options_stand_under_the_headings_of_the_help(page: str) -> None:
-    compare = page[: page.index("wd-analyze plot</h2>")]
+    compare = page[page.index("wd-analyze compare</h2>") : page.index("wd-analyze plot</h2>")]
     headings = re.findall(r"<p><strong>(.*?)</strong></p>", compare)
     assert headings == [
         *("What to compare", "Numbers", "Predictions from the learning rate", "Figures", "Output"),

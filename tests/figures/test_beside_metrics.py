@@ -101,7 +101,7 @@ def test_density_counts_every_vector_of_the_last_step_once(vectors) -> None:
 @pytest.mark.parametrize("axis", ["out", "in"])
 def test_density_names_the_axis_of_the_metrics(vectors, axis) -> None:
     metrics = pd.DataFrame({"axis": [axis, axis]})
-    assert f"(axis={axis})" in density(vectors, "q", metrics=metrics).get_suptitle().replace("\n", " ")
+    assert f"(axis {axis})" in density(vectors, "q", metrics=metrics).get_suptitle().replace("\n", " ")
 
 
 def test_vectors_that_did_not_move_are_counted(vectors) -> None:
