@@ -54,4 +54,5 @@ def test_help_prints_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = re.sub(r"[\s│]+", "", CliRunner().invoke(app, ["compare", "--help"]).output)
     assert "--geometry-withNAME=VALUE" in text
-    assert "k=512andrank=64orhalftheside,share=0.3,directions=16,tail=halfthevalues" in text
+    for default in ("(512,orhalftheside)", "(64)", "(0.3)", "(16)", "(halfofall)"):
+        assert default in text

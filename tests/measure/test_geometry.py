@@ -388,8 +388,8 @@ def test_spectra_and_geometry_of_one_walk_are_those_of_two(tmp_path: Path) -> No
 
 
 def test_ctrl_c_keeps_the_geometry_that_was_taken(tmp_path: Path) -> None:
-    def stop(done: int, _: int) -> None:
-        if done == 2:
+    def stop(phase: str, done: int, _: int) -> None:
+        if phase == "singular values" and done == 2:
             raise KeyboardInterrupt
 
     weights = llama(size=16)
@@ -398,7 +398,7 @@ def test_ctrl_c_keeps_the_geometry_that_was_taken(tmp_path: Path) -> None:
         write(tmp_path / "ft.safetensors", moved(weights)),
     )
     with pytest.raises(Interrupted) as interrupted:
-        wd.compare(base, ft, geometry=True, spectra_progress=stop)
+        wd.compare(base, ft, geometry=True, progress=stop)
     partial = interrupted.value.comparison
     assert len(partial.geometry) == 2
     assert partial.geometry["nss"].notna().all()

@@ -227,8 +227,8 @@ def test_without_being_asked_no_spectra_are_taken(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_spectra_that_were_taken(tmp_path: Path) -> None:
-    def stop(done: int, _: int) -> None:
-        if done == 2:
+    def stop(phase: str, done: int, _: int) -> None:
+        if phase == "singular values" and done == 2:
             raise KeyboardInterrupt
 
     weights = llama(size=16)
@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_the_spectra_that_were_taken(tmp_path: Path) -> None:
         write(tmp_path / "ft.safetensors", moved(weights)),
     )
     with pytest.raises(Interrupted) as interrupted:
-        wd.compare(base, ft, spectra=True, spectra_progress=stop)
+        wd.compare(base, ft, spectra=True, progress=stop)
     partial = interrupted.value.comparison
     partial.save(tmp_path / "out", figures=[], report=False)
     loaded = wd.Comparison.load(tmp_path / "out")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from wdanalysis.errors import ComparisonError
 VALUES = {"delta_m": "ΔM", "delta_d": "ΔD"}
 """The two quantities of the paper, by column, as figures name them."""
 
-VECTORS = {"out": "one vector per output feature (axis=out)", "in": "one vector per input feature (axis=in)"}
+VECTORS = {"out": "one vector per output feature", "in": "one vector per input feature"}
 """What a value of the column `axis` means."""
 
 
@@ -24,23 +25,56 @@ def unique(metrics: pd.DataFrame, column: str) -> list[str]:
     return [str(value) for value in metrics[column].drop_duplicates()]
 
 
-def rows_where(metrics: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    """Return the rows of a method or module.
+Names: TypeAlias = "str | Sequence[str] | None"
+"""One name, several, or None for all."""
+
+
+def chosen(table: pd.DataFrame, **wanted: Names) -> pd.DataFrame:
+    """Return the rows whose columns have the wanted values, in its order: `method="ft", module=["q", "v"]`.
 
     Raises
     ------
     ComparisonError
-        The table has none.
+        The table has no rows of one of them.
     """
-    rows = metrics[metrics[column] == value]
-    if rows.empty:
-        known = ", ".join(unique(metrics, column)) or "no rows"
-        raise ComparisonError(f"there is no {column} {value!r} in the metrics table, which has {known}.")
-    return rows
+    for column, names in wanted.items():
+        for name in [names] if isinstance(names, str) else names or ():
+            if not (table[column] == name).any():
+                known = ", ".join(unique(table, column)) or "no rows"
+                raise ComparisonError(f"there is no {column} {name!r} in the table, which has {known}.")
+        if names is not None:
+            table = table[table[column].isin([names] if isinstance(names, str) else list(names))]
+    return table
 
 
-def vectors(metrics: pd.DataFrame) -> str:
-    """Say which vectors were compared.
+def attention(metrics: pd.DataFrame, *roles: Sequence[str]) -> list[str]:
+    """Return the first of several lists of roles so far as the table has them; all of its modules if it has none."""
+    known = unique(metrics, "module")
+    return next((there for wanted in roles if (there := [role for role in wanted if role in known])), known)
+
+
+def ordered(rows: pd.DataFrame, wanted: Names) -> list[str]:
+    """Return the modules of the rows: in the order that was asked for, else in that of the table."""
+    known = unique(rows, "module")
+    return (
+        known
+        if wanted is None or isinstance(wanted, str)
+        else [name for name in dict.fromkeys(wanted) if name in known]
+    )
+
+
+def heading(modules: Sequence[str], what: str, axis: str) -> str:
+    """Say what a figure shows in a few words.
+
+    >>> heading(["q"], "ΔM against ΔD", "out"), heading(["q", "v"], "by layer", "in")
+    ('q: ΔM against ΔD (axis out)', 'by layer (axis in)')
+    """
+    along = f" (axis {axis})" if axis else ""
+    return f"{modules[0]}: {what}{along}" if len(modules) == 1 else f"{what}{along}"
+
+
+def axis_of(metrics: pd.DataFrame) -> str:
+    """Return the axis along which the vectors lie: ``out`` or ``in``.
 
     Raises
     ------
@@ -52,7 +86,7 @@ def vectors(metrics: pd.DataFrame) -> str:
         raise ComparisonError(
             f"a figure shows one axis, and the metrics table has {' and '.join(axes) or 'none'}."
         )
-    return VECTORS[axes[0]]
+    return axes[0]
 
 
 def at_step(metrics: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
@@ -110,10 +144,10 @@ def runs_note(rows: pd.DataFrame) -> str:
 def per_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return both values by the columns `by`, the median where several matrices (experts) share a place.
 
-    Column `near_floor` tells whether all of them are near the floor.
+    Column `near_floor` tells whether all of them are near the floor; a column `stack` is there to group by in any case.
     """
     shown = rows[has_values(rows)]
-    marked = shown.assign(near_floor=near_floor(shown))
+    marked = shown.assign(near_floor=near_floor(shown), stack=labels(shown, "stack"))
     how = dict.fromkeys(VALUES, "median") | {"near_floor": "all"}
     return marked.groupby(by, sort=False).agg(how).reset_index()
 
