@@ -51,6 +51,7 @@ def make_comparison(methods: tuple[str, ...] = METHODS, layers: int = LAYERS) ->
             "delta_m": random.uniform(1, 2) * 1e-3,
             "delta_d": random.uniform(1, 2) * 1e-6 * (1 if method == "FT" else 1000),
             "floor_ratio": random.uniform(1, 9) if method == "FT" else np.nan,
+            "delta_d_bias": np.nan,
         }
         for method in methods
         for step in STEPS
@@ -58,7 +59,9 @@ def make_comparison(methods: tuple[str, ...] = METHODS, layers: int = LAYERS) ->
         for module in MODULES
     ]
     metrics = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"step": "Int64", "layer": "Int64"})
-    file = InputFile("base.safetensors", bytes=1_180_128, header_sha256="ab" * 32)
+    file = InputFile(
+        "base.safetensors", bytes=1_180_128, header_sha256="ab" * 32, modified="2026-01-31T12:00:00Z"
+    )
     run = Run(
         versions={"wdanalysis": "0.1.0", "python": "3.11.7"},
         command=("wd-analyze", "compare", "base.safetensors", "my tuned"),
@@ -66,6 +69,7 @@ def make_comparison(methods: tuple[str, ...] = METHODS, layers: int = LAYERS) ->
         inputs={"BASE": (Input("base", "safetensors", None, (file,)),)},
         skipped=(Skipped("FT", 100, "<b>head</b>", "is <not> in BASE"),),
         warnings=("the name <i>x</i> & 'y' differs",),
+        date="2026-02-01T08:00:00Z",
     )
     return Comparison(metrics, run)
 
@@ -125,7 +129,7 @@ class Reader:
         self.chrome = chrome
         self.page = page
 
-    def open(self, width: int = 1280, height: int = 900, scheme: str = "light") -> Reader:
+    def open(self, width: int = 1280, height: int = 900, scheme: str = "light", address: str = "") -> Reader:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         features = [
@@ -135,11 +139,10 @@ class Reader:
         self.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         for log in ("browser", "performance"):
             self.chrome.get_log(log)
-        self.chrome.get(self.page.as_uri())
-        self.wait(
-            "return charts && [...charts.scatters, ...charts.predictions, ...charts.profiles]"
-            ".every(({ target }) => target.children.length)"
-        )
+        if address:  # another one of the same page alone would not load it anew
+            self.chrome.get("about:blank")
+        self.chrome.get(self.page.as_uri() + address)
+        self.wait("return charts && views().every(({ target }) => target.children.length)")
         return self
 
     def wait(self, script: str) -> Any:
@@ -176,21 +179,20 @@ class Reader:
         chart = figure.find_element("css selector", "div")
         self.run("arguments[0].scrollIntoView({block: 'center'})", chart)
         width, height = chart.size["width"], chart.size["height"]
-        left = self.run(  # of the frame, which stands where the labels' font lets it
+        left, right, top, bottom = self.run(  # of the frame, which stands where the labels' font lets it
             """
-            const { plot } = [...charts.scatters, ...charts.profiles].find(({ target }) => target === arguments[0]);
-            return Bokeh.index.find_one(plot).frame.bbox.left + 3;""",
+            const { plot } = views().find(({ target }) => target === arguments[0]);
+            const { left, right, top, bottom } = Bokeh.index.find_one(plot).frame.bbox;
+            return [left + 3, right - 3, top + 3, bottom - 3];""",
             chart,
         )
         actions = ActionChains(self.chrome, duration=50)
         actions.move_to_element_with_offset(
-            chart, int(left - width / 2), int(60 - height / 2)
+            chart, int(left - width / 2), int(top - height / 2)
         ).click_and_hold()
         for part in (0.3, 0.7, 1):
-            x = left + part * until * (width - 20 - left)
-            actions.move_to_element_with_offset(
-                chart, int(x - width / 2), int(part * (height - 80) + 15 - height / 2)
-            )
+            x, y = left + part * until * (right - left), top + part * (bottom - top)
+            actions.move_to_element_with_offset(chart, int(x - width / 2), int(y - height / 2))
         actions.release().perform()
 
     def hover_over_first_point(self, panel: int) -> None:

@@ -305,24 +305,12 @@ def test_a_selection_that_finds_nothing_says_how_to_look(base: Path, tmp_path: P
         wd.compare(base, tuned, layers=[99])
 
 
-def test_an_adapter_of_another_base_earns_a_warning(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "llama-7b", llama())
-    lora = write_lora(tmp_path / "lora", llama())
-    config = json.loads((lora / "adapter_config.json").read_text())
-    for trained_on, warned in (("meta/llama-7b", False), ("mistralai/Mistral-7B", True)):
-        (lora / "adapter_config.json").write_text(
-            json.dumps({**config, "base_model_name_or_path": trained_on})
-        )
-        warnings = wd.compare(base, lora).warnings
-        assert any("Mistral-7B" in warning for warning in warnings) is warned
-
-
 def test_ctrl_c_keeps_the_rows_measured_so_far(base: Path, tmp_path: Path) -> None:
     ft = write_steps(tmp_path / "ft", llama(layers=40))
     base = write(tmp_path / "base.safetensors", llama(layers=40))
     calls = iter(range(1000))
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(phase: str, done: int, total: int) -> None:
         if next(calls) == 9:
             raise KeyboardInterrupt
 
@@ -339,7 +327,7 @@ def test_ctrl_c_keeps_the_rows_measured_so_far(base: Path, tmp_path: Path) -> No
 def test_progress_ends_at_the_bytes_of_the_compared_matrices(base: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     tuned = write(tmp_path / "ft.safetensors", moved(llama()))
-    wd.compare(base, tuned, modules="q", progress=lambda done, total: told.append((done, total)))
+    wd.compare(base, tuned, modules="q", progress=lambda phase, done, total: told.append((done, total)))
     assert told[0] == (0, 2 * 3 * 8 * 8 * 4)
     assert told[-1] == (told[0][1],) * 2
     assert np.all(np.diff([done for done, _ in told]) >= 0)
@@ -378,7 +366,7 @@ def test_saving_refuses_to_replace_results_unless_told(base: Path, tmp_path: Pat
         compared.save(tmp_path / "out")
     assert refused.value.parameter == "force"
     compared.save(tmp_path / "out", figures=["heatmap"], force=True)
-    assert [path.name for path in (tmp_path / "out" / "figures").iterdir()] == ["heatmap_ft.png"]
+    assert [path.name for path in (tmp_path / "out" / "figures").glob("*.png")] == ["heatmap.png"]
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
@@ -443,15 +431,6 @@ def test_the_same_path_twice_is_said_so(base: Path, tmp_path: Path) -> None:
         wd.compare(base, {"FT": [ft, ft]})
 
 
-def test_a_chat_model_is_not_its_base(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "llama-2-7b-chat", llama())
-    lora = write_lora(tmp_path / "lora", llama())
-    config = json.loads((lora / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "meta-llama/llama-2-7b"
-    (lora / "adapter_config.json").write_text(json.dumps(config))
-    assert any("llama-2-7b-chat" in warning for warning in wd.compare(base, lora).warnings)
-
-
 def test_a_module_that_the_last_step_lacks_stays_in_the_summary(base: Path, tmp_path: Path) -> None:
     ft = write_steps(tmp_path / "ft", llama(), steps=(10,))
     write_model(ft / "checkpoint-20", {k: v for k, v in moved(llama()).items() if "k_proj" not in k})
@@ -473,7 +452,7 @@ def test_ctrl_c_before_the_first_matrix_is_done(
 
 def test_a_checkpoint_that_vanishes_in_mid_run_loses_nothing(base: Path, tmp_path: Path) -> None:
     ft = write(tmp_path / "ft.safetensors", moved(llama()))
-    compared = wd.compare(base, ft, progress=lambda done, _: ft.unlink(missing_ok=True) if done else None)
+    compared = wd.compare(base, ft, progress=lambda _, done, __: ft.unlink(missing_ok=True) if done else None)
     assert compared.run.inputs["ft"][0].files[0].bytes > 0
 
 
@@ -508,7 +487,7 @@ def test_tables_are_whole_where_drawing_fails(
     monkeypatch.undo()
     assert redraw(tmp_path / "out", figures=["heatmap"])
     outputs = json.loads((tmp_path / "out" / "run.json").read_text())["outputs"]
-    assert "figures/heatmap_ft.png" in outputs
+    assert "figures/heatmap.png" in outputs
     compared.save(tmp_path / "out", figures=[], force=True)
     assert not list((tmp_path / "out" / "figures").iterdir())
 
@@ -520,25 +499,12 @@ def test_what_selects_nothing_beside_what_selects_something_is_said(base: Path, 
     assert len(said) == 2
 
 
-@pytest.mark.parametrize(("folder", "warns"), [("base", True), ("Llama-2-7b-hf", False)])
-def test_a_folder_called_base_does_not_hide_that_it_is_another(
-    tmp_path: Path, folder: str, warns: bool
-) -> None:
-    base = write_model(tmp_path / folder, llama())
-    lora = write_lora(tmp_path / "lora", llama())
-    config = json.loads((lora / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "meta-llama/Llama-2-7b-hf"
-    (lora / "adapter_config.json").write_text(json.dumps(config))
-    warnings = wd.compare(base, lora).warnings
-    assert any("meta-llama/Llama-2-7b-hf" in warning for warning in warnings) is warns
-
-
 @pytest.mark.parametrize("axis", ["out", "in"])
 def test_a_table_alone_makes_a_comparison(base: Path, tmp_path: Path, axis: str) -> None:
     metrics = wd.compare(base, write_steps(tmp_path / "ft", llama()), axis=axis).metrics
     alone = wd.Comparison(metrics)
     assert alone.axis == axis
-    assert f"(axis = {axis})" in alone._repr_html_()
+    assert f"axis {axis};" in alone._repr_html_()
     assert alone.skipped.empty
     alone.save(tmp_path / "out", figures=[])
     pd.testing.assert_frame_equal(wd.Comparison.load(tmp_path / "out").metrics, metrics)

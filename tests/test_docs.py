@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import importlib.util
+import io
 import itertools
 import os
 import re
@@ -10,8 +14,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
+import nbformat
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -29,6 +37,19 @@ from wdanalysis.results.vectors import VECTOR_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+
+
+def module(name: str) -> ModuleType:
+    """A script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+shown = module("shown")
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "```" in page.read_text(encoding="utf-8")]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>\w+) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
 """`yours`: needs files of the reader's; `long`: trains for minutes. Such commands are parsed and not run."""
@@ -81,6 +102,47 @@ def test_every_command_and_python_block_of_a_page_runs(page: Path) -> None:
                 continue
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, (arguments, result.output, result.exception)
+
+
+def pixels(png: Path | bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(
+        Image.open(io.BytesIO(png) if isinstance(png, bytes) else png).convert("RGB"), dtype=int
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", shown.pages(), ids=name_of)
+def test_a_page_shows_what_its_commands_print_and_draw(page: Path, tmp_path: Path) -> None:
+    """Where it does not: `python docs/shown.py`."""
+    text, pictures = shown.shown(page, tmp_path)
+    assert text == page.read_text(encoding="utf-8")
+    for place, picture in pictures.items():
+        kept, drawn = pixels(DOCS / "images" / place), pixels(picture)
+        assert kept.shape == drawn.shape, place
+        assert (np.abs(kept - drawn).max(axis=2) > 48).mean() < 1e-4, place
+
+
+def test_a_picture_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    whole = Image.open(DOCS / "images/first/scatter_v.png").convert("RGB")
+    whole.paste((200, 0, 0), (300, 150, 316, 166))  # a point of a scatter
+    whole.save(tmp_path / "changed.png")
+    kept, drawn = pixels(DOCS / "images/first/scatter_v.png"), pixels(shown.small(tmp_path / "changed.png"))
+    assert (np.abs(kept - drawn).max(axis=2) > 48).mean() > 1e-4
+
+
+def test_a_terminal_is_shown_as_it_is(tmp_path: Path) -> None:
+    printed = shown.run("wd-analyze --version", tmp_path)
+    assert re.fullmatch(r"(wd-analyze )?\d+\.\d+\S*\n", printed)
+    with pytest.raises(SystemExit, match=r"no-such"):
+        shown.run("wd-analyze inspect no-such-path", tmp_path)
+
+
+def test_all_pictures_together_are_small() -> None:
+    assert sum(path.stat().st_size for path in (DOCS / "images").rglob("*.png")) < 1_500_000
 
 
 def test_a_command_that_does_not_exist_is_noticed() -> None:
@@ -150,3 +212,67 @@ def test_the_command_reference_names_every_option(site: Path) -> None:
         assert f"wd-analyze {command.name}" in page
         for parameter in command.params:
             assert all(option in page for option in parameter.opts if option.startswith("--"))
+
+
+def test_the_command_reference_has_no_backslash(site: Path) -> None:
+    page = (site / "commands.html").read_text(encoding="utf-8")
+    cells = re.findall(r"<td>(.*?)</td>", page, re.DOTALL)
+    assert cells
+    assert not [cell for cell in cells if "\\" in cell]
+
+
+def equations(page: Path) -> list[ElementTree.Element]:
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    return [ElementTree.fromstring(found) for found in re.findall(r"<math.*?</math>", text, re.DOTALL)]
+
+
+def test_equations_need_no_script_and_no_latex_is_left(site: Path) -> None:
+    written = equations(site / "method.html")
+    assert len(written) >= 28
+    left = r'class="arithmatex"|\$\$|\\(?:frac|sqrt|text|qquad)\b'
+    assert not [page.name for page in site.rglob("*.html") if re.search(left, page.read_text("utf-8"))]
+    elements = {element.tag.rpartition("}")[2] for equation in written for element in equation.iter()}
+    assert {"mfrac", "msqrt", "munderover", "msubsup"} <= elements
+    assert not [text for equation in written for text in equation.itertext() if set("\\&~$") & set(text)]
+
+
+def test_the_font_of_the_pages_has_every_character_of_the_equations(site: Path) -> None:
+    from fontTools.ttLib import TTFont
+
+    font = TTFont(site / "css/mathematics.woff")
+    used = {
+        character
+        for page in site.rglob("*.html")
+        for equation in equations(page)
+        for text in equation.itertext()
+        for character in text.strip()
+    }
+    assert used
+    assert not [character for character in used if ord(character) not in font.getBestCmap()]
+    assert font["MATH"].table.MathVariants.VertGlyphCount > 0  # roots and brackets that grow
+
+
+def test_notebooks_are_pages_with_their_outputs(site: Path) -> None:
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for notebook in notebooks:
+        page = site / "notebooks" / f"{notebook.stem}.html"
+        cells = nbformat.read(notebook, as_version=4).cells
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        pictures = [data["image/png"] for data in outputs if "image/png" in data]
+        shown = sorted((site / "notebooks").glob(f"{notebook.stem}-*.png"))
+        assert sorted(base64.b64encode(picture.read_bytes()) for picture in shown) == sorted(
+            picture.replace("\n", "").encode() for picture in pictures
+        )
+        text = page.read_text(encoding="utf-8")
+        assert all(f'src="{picture.name}"' in text for picture in shown)
+        assert text.count('class="notebook-output"') == sum(
+            "text/html" in data and "image/png" not in data for data in outputs
+        )
+
+
+def test_long_signatures_are_broken_into_lines(site: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf-8")
+    signatures = re.findall(r'<div class="[^"]*doc-signature[^"]*">.*?<pre>(.*?)</pre>', page, re.DOTALL)
+    lines = [line for text in signatures for line in html.unescape(re.sub(r"<[^>]+>", "", text)).splitlines()]
+    assert len(signatures) > 20
+    assert max(map(len, lines)) <= 80

@@ -53,15 +53,6 @@ def test_report_writes_it_from_the_tables_alone() -> None:
     assert "report.html" in outputs()
 
 
-def test_without_its_extra_compare_works_and_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wdanalysis.report.page.find_spec", lambda name: None)
-    result = CliRunner().invoke(app, COMPARE)
-    assert result.exit_code == 0
-    assert result.stderr.count("pip install 'wdanalysis[report]'") == 1
-    assert not PAGE.exists()
-    assert CliRunner().invoke(app, [*COMPARE, "--no-report", "--force"]).stderr == ""
-
-
 def test_a_folder_without_results_is_one_sentence() -> None:
     result = CliRunner().invoke(app, ["report", "ft"])
     assert result.exit_code == 1

@@ -22,14 +22,12 @@ def comparison() -> Comparison:
 @pytest.fixture(scope="session")
 def page(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report as a file."""
-    pytest.importorskip("bokeh", reason="the report needs the extra 'report'")
     return comparison.report(tmp_path_factory.mktemp("report") / "report.html")
 
 
 @pytest.fixture(scope="session")
 def full_page(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report with null models, predictions and choices of steps."""
-    pytest.importorskip("bokeh", reason="the report needs the extra 'report'")
     from wdanalysis import report
 
     return report.write(tmp_path_factory.mktemp("full") / "report.html", full_findings(), comparison.run)

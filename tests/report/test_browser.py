@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ import pandas as pd
 import pytest
 from report_page import HOSTILE, LAYERS, METHODS, STEPS, Reader, messages
 from scipy.stats import linregress
+
+from wdanalysis.analysis.floors import near_floor
+from wdanalysis.analysis.table import merged_stacks
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -57,7 +61,12 @@ def test_each_panel_gives_the_numbers_of_its_method(reader: Reader, comparison: 
 
 
 @pytest.mark.parametrize(
-    ("brushed", "other"), [("#scatters", "#profiles"), ("#profiles", "#scatters")], ids=["scatter", "profile"]
+    ("brushed", "other"),
+    [
+        *(("#scatters", "#profiles"), ("#profiles", "#scatters")),
+        *(("#trajectories", "#heatmaps"), ("#heatmaps", "#trajectories")),
+    ],
+    ids=["scatter", "profile", "trajectory", "heat map"],
 )
 def test_a_brush_in_one_view_selects_in_the_other(reader: Reader, brushed: str, other: str) -> None:
     before = reader.pixels(reader.find(f"{other} figure"))
@@ -126,10 +135,10 @@ def test_a_table_sorts_by_the_keyboard(reader: Reader, comparison: Comparison) -
     from selenium.webdriver.common.keys import Keys
 
     table = "[data-table=metrics]"
-    button = reader.find(f"{table} th button[title=delta_m]")
+    button = reader.find(f"{table} th button[data-column=delta_m]")
     reader.run("arguments[0].focus()", button)
     reader.press(Keys.ENTER)
-    heading = reader.find(f"{table} th:has(button[title=delta_m])")
+    heading = reader.find(f"{table} th:has(button[data-column=delta_m])")
     assert heading.get_attribute("aria-sort") == "ascending"
     reader.press(Keys.ENTER)
     assert heading.get_attribute("aria-sort") == "descending"
@@ -149,14 +158,14 @@ def test_a_table_comes_back_as_csv_with_every_digit(reader: Reader, comparison: 
 def test_every_control_is_reached_and_named_by_the_keyboard(reader: Reader) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    reader.run("document.querySelectorAll('details').forEach((part) => (part.open = false))")
+    reader.run("document.querySelectorAll('details:not(#filter-box)').forEach((part) => (part.open = false))")
     reader.press(Keys.TAB)
     assert reader.run("return document.activeElement.className") == "skip"
     wanted = reader.run(
         "return document.querySelectorAll('#filters select, #filters input, #filters button:not(:disabled)').length"
     )
     reached = set()
-    for _ in range(120):
+    for _ in range(200):
         reader.press(Keys.TAB)
         place, name, outline = reader.run("""
             const at = document.activeElement;
@@ -174,8 +183,8 @@ def test_every_control_is_reached_and_named_by_the_keyboard(reader: Reader) -> N
 def test_nothing_is_wider_than_the_window(chromium: Chrome, page: Path, width: int) -> None:
     reader = Reader(chromium, page).open(width)
     assert reader.run("return document.documentElement.scrollWidth") <= width
-    for figure in reader.all("#scatters figure, #profiles figure"):
-        assert 0.2 * width < figure.size["width"] <= width
+    for figure in reader.all("#multiples figure, .charts figure"):
+        assert 0.1 * width < figure.size["width"] <= width
 
 
 def test_the_charts_follow_the_dark_scheme(chromium: Chrome, page: Path) -> None:
@@ -186,6 +195,194 @@ def test_the_charts_follow_the_dark_scheme(chromium: Chrome, page: Path) -> None
             "return [getComputedStyle(document.body).backgroundColor, charts.scatters[0].plot.background_fill_color]"
         )
     assert all(light != dark for light, dark in zip(*colours.values(), strict=True))
+
+
+def test_marked_points_are_hollow_and_counted(reader: Reader, comparison: Comparison) -> None:
+    marked = near_floor(comparison.metrics)
+    filled = reader.run("return Array.from(source.data.filled)")
+    assert [value == 0 for value in filled] == marked.tolist()
+    why = "hollow: ΔD under 3 × what rounding makes by itself"
+    assert f"{why} ({marked.sum()} of {len(marked)})" in reader.find("#scatter-legend").text
+
+
+def test_the_page_opens_with_a_picture_of_every_panel(reader: Reader, comparison: Comparison) -> None:
+    figures = reader.all("#multiples figure")
+    assert len(figures) == len(METHODS) * 2
+    top = reader.run("return arguments[0].getBoundingClientRect().top", figures[0])
+    assert 0 < top < 400
+    for figure in figures:
+        drawn = reader.run(
+            "return [...arguments[0].querySelectorAll('.dots:not(.holes)')].map((path) => path.getAttribute('d'))",
+            figure,
+        )
+        assert sum(path.count("M") for path in drawn) == len(STEPS) * LAYERS
+
+
+def test_each_trend_has_its_interval_and_its_lines_by_layer(reader: Reader, comparison: Comparison) -> None:
+    cells = reader.all("table.badges td")
+    assert len(cells) == len(METHODS) * 2
+    for cell, badge in zip(cells, comparison.summary()["badge"], strict=True):
+        assert badge in cell.text
+        assert "r = " in cell.text
+        marks = reader.run(
+            """const path = (name) => arguments[0].querySelector(name)?.getAttribute("d") ?? "";
+            return [".ends", ".sparkline .delta_m", ".sparkline .delta_d"].map(path)""",
+            cell,
+        )
+        assert marks[0]
+        assert [mark.count("L") for mark in marks[1:]] == [LAYERS - 1] * 2
+
+
+def test_a_panel_of_the_overview_leads_to_its_charts(reader: Reader) -> None:
+    reader.all("#multiples figure a")[len(METHODS)].click()  # the first method in v
+    reader.wait(
+        f"return document.getElementById('status').textContent.startsWith('{len(STEPS) * LAYERS} of')"
+    )
+    assert reader.run("return [chosenModule(), methodBoxes.map((box) => box.checked)]") == [
+        "v",
+        [True, False, False],
+    ]
+    assert reader.run("return document.getElementById('explore').getBoundingClientRect().top") < 100
+    reader.run("history.back()")
+    reader.wait("return !location.hash.includes('?')")
+
+
+def test_the_address_keeps_the_filters_and_what_is_sought(reader: Reader) -> None:
+    reader.choose("#module", "v")
+    reader.choose("#step-from", "200")
+    reader.choose("#layer-to", "3")
+    reader.all("#filters input[type=checkbox]")[2].click()  # the method with the hostile name
+    reader.find("#log").click()
+    reader.find("[data-table=correlations] input[type=search]").send_keys("lora within")
+    address, status = reader.run("return location.hash"), reader.status()
+    log = reader.find("#log").is_selected()
+    reader = Reader(reader.chrome, reader.page).open(address=address)
+    assert reader.status() == status
+    assert reader.find("#log").is_selected() == log
+    assert "of 4" in reader.find("[data-table=correlations] .tools").text
+    reader.run("arguments[0].click()", reader.find("nav a[href='#tables']"))
+    reader.wait("return location.hash.startsWith('#tables?')")
+    assert reader.status() == status
+    reader.run("document.querySelector('#filters [type=reset]').click()")
+    reader.wait("return !location.hash.includes('module')")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["#explore?module=none&steps=7,x&methods=%E0%A4%A", "#?&=&==", "#explore?module=__proto__&layers=,"],
+)
+def test_an_address_that_means_nothing_is_passed_over(chromium: Chrome, page: Path, address: str) -> None:
+    reader = Reader(chromium, page).open(address=address)
+    assert reader.status().startswith(f"{PER_MODULE} of")
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+def test_the_filters_stay_in_sight(reader: Reader) -> None:
+    reader.run("document.getElementById('heat-title').scrollIntoView({ block: 'end' })")
+    box = reader.run(
+        "const { top, height } = document.querySelector('.bar').getBoundingClientRect(); return [top, height]"
+    )
+    assert box[0] == 0
+    assert box[1] < 200
+    reader = Reader(reader.chrome, reader.page).open(width=390, height=800)
+    assert reader.run("return document.querySelector('.bar').offsetHeight") < 100
+
+
+def test_words_are_sought_together_in_any_column(reader: Reader, comparison: Comparison) -> None:
+    search = reader.find("[data-table=metrics] input[type=search]")
+    search.send_keys("LORA layers.3. 200")
+    chosen = comparison.metrics.query("method == 'LoRA' and layer == 3 and step == 200")
+    assert f"of {len(chosen)}" in reader.find("[data-table=metrics] .tools").text
+    search.send_keys(" nowhere")
+    assert "no rows" in reader.find("[data-table=metrics] .tools").text
+
+
+def test_lines_by_step_are_the_medians_and_quartiles_over_layers(
+    reader: Reader, comparison: Comparison
+) -> None:
+    rows = comparison.metrics.query("module == 'q'")
+    drawn = reader.run(
+        "const { line, half, name } = charts.trajectories[1];"
+        "return [name, line.data.x, line.data.y, half.data.y, 10 ** unit(extent("
+        "point.delta_d.filter((_, i) => point.module[i] === 'q')))]"
+    )
+    name, x, y, half, unit = drawn
+    unit = 1 if reader.find("#log").is_selected() else unit
+    for place, method in enumerate(METHODS):
+        of_step = rows[rows["method"] == method].groupby("step")[name]
+        assert x[place] == list(STEPS)
+        assert np.array(y[place]) * unit == pytest.approx(of_step.median().to_numpy(float))
+        ends = [*of_step.quantile(0.25), *reversed(of_step.quantile(0.75).to_list())]
+        assert np.array(half[place]) * unit == pytest.approx(np.array(ends, float))
+
+
+def test_a_heat_map_shows_the_last_step_of_every_module_on_one_scale(
+    reader: Reader, comparison: Comparison
+) -> None:
+    last = comparison.metrics.query(f"step == {STEPS[-1]}")
+    reader.find("#log").is_selected() or reader.find("#log").click()
+    for quantity, label in (("delta_m", "ΔM"), ("delta_d", "ΔD")):
+        reader.choose("#heat", label)
+        low, high = reader.run(
+            "const { low, high } = charts.heatColours.transform; return [10 ** low, 10 ** high]"
+        )
+        assert (low, high) == pytest.approx((last[quantity].min(), last[quantity].max()))
+    names = reader.run(
+        "return charts.heatmaps.map(({ filter }) => point.name.filter((_, i) => filter.booleans[i]))"
+    )
+    for method, shown in zip(METHODS, names, strict=True):
+        assert shown == last.loc[last["method"] == method, "name"].to_list()
+
+
+def test_the_interval_of_a_line_is_the_table_s_and_goes_with_the_filters(
+    reader: Reader, comparison: Comparison
+) -> None:
+    table = comparison.correlations().query("scope == 'pooled' and module == 'q'")
+    for place, row in enumerate(table.itertuples()):
+        points = comparison.metrics.query("module == 'q'")
+        x = points.loc[points["method"] == row.method, "delta_d"]
+        centre, end = x.mean(), x.max()
+        wanted = sorted(
+            row.intercept + row.slope * centre + slope * (end - centre)
+            for slope in (row.slope_low, row.slope_high)
+        )
+        low, high = reader.run(
+            "const { band, units } = charts.scatters[arguments[0]];"
+            "return [band.data.low.at(-1) * units[1], band.data.high.at(-1) * units[1]]",
+            place,
+        )
+        assert (low, high) == pytest.approx(wanted)
+    reader.choose("#layer-from", "1")
+    assert reader.run("return charts.scatters.map(({ band }) => band.data.x.length)") == [0] * len(METHODS)
+
+
+def test_a_term_says_what_it_means_to_who_points_at_it(reader: Reader) -> None:
+    reader.find("#overview .term").send_keys("")  # the focus of the keyboard
+    said = reader.run("return getComputedStyle(document.querySelector('#overview .term'), '::after').content")
+    assert "change of a vector’s length" in said
+    heading = reader.find("[data-table=summary] button[data-column=delta_m]")
+    assert "change of a vector’s length" in (heading.get_attribute("title") or "")
+
+
+def test_stacks_that_are_merged_are_drawn_as_the_correlations_take_them(
+    chromium: Chrome, comparison: Comparison, tmp_path: Path
+) -> None:
+    apart = comparison.metrics.query("module == 'q'")
+    stacks = [
+        apart.assign(module=f"{stack}.q", name=apart["name"].map(lambda name, of=stack: f"{of}.{name}")).drop(
+            columns="stack", errors="ignore"
+        )
+        for stack in ("encoder", "decoder")
+    ]
+    metrics = merged_stacks(pd.concat(stacks, ignore_index=True))
+    merged = replace(comparison, metrics=metrics)
+    reader = Reader(chromium, merged.report(tmp_path / "report.html")).open()
+    assert reader.run("return modules") == ["q"]
+    pooled = merged.correlations().query("scope == 'pooled'")
+    for figure, r in zip(reader.all("#scatters figure"), pooled["pearson_r"], strict=True):
+        assert f"all: r = {r:.2f}".replace("-", "−") in figure.text
+    assert reader.run("return charts.profiles[0].line.data.x") == [list(range(LAYERS))] * 2 * len(METHODS)
+    assert reader.run("return charts.heatmaps[0].plot.y_range.factors") == ["decoder.q", "encoder.q"]
 
 
 @pytest.fixture
@@ -202,7 +399,19 @@ def test_the_null_is_drawn_behind_the_points_of_each_panel(
         data = full_reader.run("return charts.scatters[arguments[0]].grey.data", panel)
         assert len(data["x"]) == len(rows)
         assert (pd.Series(data["low"]) < pd.Series(data["y"])).all()
+        small = full_reader.run(
+            "return document.querySelectorAll('#multiples .null-band')[arguments[0]].getAttribute('d')", panel
+        )
+        assert small.count("V") == len(rows)
     assert "null: updates without structure" in full_reader.find("#scatter-legend").text
+
+
+def test_null_dots_beyond_the_axes_are_told(full_reader: Reader) -> None:
+    assert "beyond the axes" not in full_reader.find("#scatters").text
+    full_reader.run("nulls.filter(isShown).slice(0, 2).forEach((row) => { row.delta_m *= 1000; }); update();")
+    first, *others = full_reader.all("#scatters figure")
+    assert "2 null dots lie beyond the axes" in first.text
+    assert all("beyond" not in other.text for other in others)
 
 
 def test_each_panel_says_how_r_depends_on_one_layer_and_what_the_null_gives(full_reader: Reader) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from wdanalysis.measure.plan import Skipped
 from wdanalysis.results.provenance import (
@@ -13,6 +17,7 @@ from wdanalysis.results.provenance import (
     Options,
     Run,
     Seconds,
+    now,
 )
 
 RUN = Run(
@@ -34,6 +39,21 @@ def test_a_run_comes_back_from_its_json() -> None:
     live = Run(options=Options(axis="out"), live=Live(every=50, base_copy_bytes=0))
     for run in (RUN, live, Run()):
         assert Run.from_json(json.loads(json.dumps(run.to_json()))) == run
+
+
+def test_a_file_is_known_by_its_size_its_header_and_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"weights")
+    os.utime(path, (0, 1_769_860_800.9))
+    described = InputFile.of(path)
+    assert described == InputFile(
+        str(path), 7, hashlib.sha256(b"weights").hexdigest(), modified="2026-01-31T12:00:00Z"
+    )
+    run = Run(inputs={"BASE": (Input("base", "torch", None, (described,)),)}, date=now())
+    assert Run.from_json(json.loads(json.dumps(run.to_json()))) == run
+    assert run.date is not None
+    assert abs(datetime.fromisoformat(run.date) - datetime.now(UTC)) < timedelta(minutes=5)
+    assert "modified" not in RUN.to_json()["inputs"]["BASE"][0]["files"][0]
 
 
 def test_the_json_says_null_where_nothing_was_chosen_and_nothing_of_what_was_not_done() -> None:

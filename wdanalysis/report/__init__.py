@@ -1,5 +1,9 @@
-"""The one-file HTML page: summary and reading first, charts to explore, tables to sort, and where it all came from."""
+"""The one-file HTML page: a picture and what it says, charts to explore, tables to sort, and where it all came from.
 
-from wdanalysis.report.page import NEEDS, is_available, render, write
+What a notebook shows of a comparison is made here too, of the same page where it is to be explored.
+"""
 
-__all__ = ["NEEDS", "is_available", "render", "write"]
+from wdanalysis.report.notebook import Explorer, cell, in_words
+from wdanalysis.report.page import render, write
+
+__all__ = ["Explorer", "cell", "in_words", "render", "write"]

@@ -6,13 +6,12 @@ import base64
 import hashlib
 import json
 from importlib.resources import files
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from wdanalysis.errors import OutputError
 from wdanalysis.writing import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pandas as pd
@@ -21,15 +20,15 @@ if TYPE_CHECKING:
     from wdanalysis.measure.spectra import Spectra
     from wdanalysis.results.provenance import Run
 
-NEEDS = "the HTML report needs Bokeh: pip install 'wdanalysis[report]'"
-"""How to get what the page is made with."""
+MOST_OPEN = 12
+"""The readings of more panels are folded up at first."""
+
+FIRST = ("tables.js", "points.js", "overview.js")
+"""The scripts that come before the charting library, and draw while it is read."""
+
+THEN = ("filters.js", "charts.js")
 
 BOKEH = ("bokeh.min.js", "bokeh-api.min.js")
-
-
-def is_available() -> bool:
-    """Whether the packages of the extra `report` are installed."""
-    return all(find_spec(package) for package in ("bokeh", "jinja2"))
 
 
 def write(
@@ -38,53 +37,60 @@ def write(
     run: Run,
     spectra: Spectra | None = None,
     geometry: pd.DataFrame | None = None,
+    figures: Iterable[str] = (),
 ) -> Path:
     """Write the page that `render` gives into a file, which appears whole or not at all."""
-    page = render(findings, run, spectra, geometry).encode("utf-8", "backslashreplace")
+    page = render(findings, run, spectra, geometry, figures).encode("utf-8", "backslashreplace")
     return write_whole(path, lambda file: file.write(page))
 
 
 def render(
-    findings: Findings, run: Run, spectra: Spectra | None = None, geometry: pd.DataFrame | None = None
+    findings: Findings,
+    run: Run,
+    spectra: Spectra | None = None,
+    geometry: pd.DataFrame | None = None,
+    figures: Iterable[str] = (),
 ) -> str:
-    """Return the page.
+    """Return the page; `figures` are files that lie beside it, to which it links.
 
     Names of tensors, files and methods are data: the template escapes them, and the scripts set them as text. The
     page's own policy (CSP) lets nothing be fetched and no other script run than those that it was made with.
-
-    Raises
-    ------
-    OutputError
-        The extra `report` is not installed.
     """
-    if not is_available():
-        raise OutputError(NEEDS)
     from jinja2 import Environment
 
     from wdanalysis.report import content
+    from wdanalysis.report.words import MEANINGS
 
     assets = files(__package__) / "assets"
-    scripts = {
-        "tables": (assets / "tables.js").read_text("utf-8"),
-        "bokeh": "\n".join(_bokeh(name) for name in BOKEH),
-        "charts": (assets / "charts.js").read_text("utf-8"),
-    }
+    scripts = [
+        *((assets / name).read_text("utf-8") for name in FIRST),
+        "\n".join(_bokeh(name) for name in BOKEH),
+        *((assets / name).read_text("utf-8") for name in THEN),
+    ]
     data = content.data(findings, run, spectra, geometry)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (assets / "page.html").read_text("utf-8")
     )
-    metrics = findings.metrics
+    metrics = findings.averaged
     return template.render(
         css=(assets / "page.css").read_text("utf-8"),
         scripts=scripts,
-        script_hashes=" ".join(f"'{_hash(script)}'" for script in scripts.values()),
+        script_hashes=" ".join(f"'{_hash(script)}'" for script in scripts),
         data=embedded_json(data),
         axis=findings.axis,
         methods=findings.methods,
         modules=findings.modules,
         layers=metrics["layer"].nunique(),
         rows=len(metrics),
-        rows_shown=min(len(metrics), content.MOST_ROWS),
+        rows_shown=data["tables"]["metrics"]["rows"],
+        date=(run.date or "")[: len("2026-01-31")],
+        overview=content.overview(findings),
+        panels=len(findings.summary),
+        most_open=MOST_OPEN,
+        badges=content.SIGNS,
+        figures=content.figure_links(figures),
+        glossary=content.glossary(),
+        meanings=MEANINGS,
         complete=run.complete,
         tables=data["tables"],
         readings=content.readings(findings.readings),

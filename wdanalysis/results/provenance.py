@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from wdanalysis._version import __version__
@@ -19,11 +22,27 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that was read: where it lies, its size, and a hash of its header."""
+    """A file that was read: where it lies, its size, a hash of its header, and when it was last changed.
+
+    All steps of a series have the same header; size and time tell them apart.
+    """
 
     path: str
     bytes: int
     header_sha256: str
+    modified: str | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> InputFile:
+        """Describe a file as it is now.
+
+        Raises
+        ------
+        CheckpointError
+            It could not be read.
+        """
+        header, status = header_hash(path), path.stat()
+        return cls(str(path), status.st_size, header, _utc(status.st_mtime))
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,37 @@ class Live:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """What a folder of results still lacks; it is noted before anything else is written, and gone once all is.
+
+    Attributes
+    ----------
+    how
+        How it is finished, in a person's words.
+    tables
+        Whether the tables, too, are not whole yet.
+    figures
+        Kinds of figures that are to be drawn.
+    look
+        How: fields of `wdanalysis.figures.Look`.
+    report
+        Whether the page is to be written.
+    measured
+        Whether the rows are all there, so that the results are complete once they are finished.
+    replaced
+        Files of earlier results that go in the end.
+    """
+
+    how: str = ""
+    tables: bool = True
+    figures: Sequence[str] = ()
+    look: Mapping[str, Any] = field(default_factory=dict)
+    report: bool = False
+    measured: bool = True
+    replaced: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Run:
     """How the numbers of a metrics table came about.
 
@@ -91,7 +141,9 @@ class Run:
     options
         What was asked for.
     complete
-        False where Ctrl-C cut it short.
+        False where Ctrl-C cut it short, and in a folder that is not finished.
+    unfinished
+        What the folder that it was read from still lacks; None where that is whole.
     matrices
         How many were measured and are in the table.
     inputs
@@ -106,6 +158,8 @@ class Run:
         How the model was watched, where the numbers are of a training.
     outputs
         The files of the folder that it was saved to; empty for a run that was not.
+    date
+        When the numbers were measured, as `now` gives it; None where an earlier version wrote it.
 
     Examples
     --------
@@ -127,6 +181,14 @@ class Run:
     bytes_read: int | None = None
     live: Live | None = None
     outputs: tuple[str, ...] = ()
+    unfinished: Unfinished | None = None
+    date: str | None = None
+
+    def finished(self) -> Run:
+        """The run of a folder that lacks nothing: complete where all of it was measured."""
+        if self.unfinished is None:
+            return self
+        return dataclasses.replace(self, complete=self.unfinished.measured, unfinished=None)
 
     def to_json(self) -> dict[str, Any]:
         """The run as `run.json` holds it: plain values, all of which UTF-8 can hold."""
@@ -167,6 +229,7 @@ _PARTS: Mapping[str, type[Any]] = {
     "matrices": Matrices,
     "seconds": Seconds,
     "live": Live,
+    "unfinished": Unfinished,
 }
 _LEFT_OUT_IF_UNKNOWN = frozenset(
     {
@@ -180,6 +243,9 @@ _LEFT_OUT_IF_UNKNOWN = frozenset(
         "measure",
         "run",
         "merge_stacks",
+        "unfinished",
+        "modified",
+        "date",
     }
 )
 """Entries that the JSON lacks where there is nothing to say; all others are then null."""
@@ -210,11 +276,20 @@ def inputs_of(checkpoints: Iterable[Checkpoint]) -> tuple[Input, ...]:
             str(checkpoint.path),
             checkpoint.format,
             checkpoint.step,
-            tuple(InputFile(str(file), file.stat().st_size, header_hash(file)) for file in checkpoint.files),
+            tuple(map(InputFile.of, checkpoint.files)),
             checkpoint.run,
         )
         for checkpoint in checkpoints
     )
+
+
+def now() -> str:
+    """Return the time, of UTC and to the second: ``2026-01-31T12:34:56Z``."""
+    return _utc(time.time())
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def versions() -> dict[str, str]:

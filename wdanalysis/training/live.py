@@ -35,7 +35,7 @@ from wdanalysis.errors import ComparisonError, TrainingError
 from wdanalysis.measure.plan import plan
 from wdanalysis.measure.stream import stream
 from wdanalysis.results import folder
-from wdanalysis.results.provenance import Live, Matrices, Options, Run, versions
+from wdanalysis.results.provenance import Live, Matrices, Options, Run, Unfinished, now, versions
 from wdanalysis.training.in_memory import IN_MEMORY, STORAGE, stored
 from wdanalysis.training.layers import Adapted, VeRAUpdate, adapted_modules, features
 from wdanalysis.writing import write_whole
@@ -219,6 +219,7 @@ class WeightDecompositionCallback(TrainerCallback):
             ),
             matrices=Matrices(measured=rows, in_table=rows),
             live=Live(every=self._every, base_copy_bytes=self.nbytes),
+            date=now(),
         )
 
     def _watch(self, model: nn.Module, *, main: bool, resumed: bool = False) -> _Watched:
@@ -257,9 +258,9 @@ def _save(directory: Path, metrics: pd.DataFrame, run: Run) -> None:
     findings = Findings(metrics)
 
     def page() -> list[Path]:
-        return [report.write(directory / folder.REPORT_HTML, findings, run)] if report.is_available() else []
+        return [report.write(directory / folder.REPORT_HTML, findings, run)]
 
-    folder.save(directory, findings, run, others=page)
+    folder.save(directory, findings, run, others=page, to_do=Unfinished(report=True))
 
 
 class _Watched(Protocol):

@@ -1,4 +1,4 @@
-// The page's data, and its tables: sorted by their headings, searched, turned page by page, saved as CSV.
+// The page's data, and its tables: searched, sorted by their headings, turned page by page, saved as CSV.
 "use strict";
 
 const report = JSON.parse(document.getElementById("data").textContent);
@@ -50,32 +50,36 @@ function download(file, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** Draw a table into an element; returns a function that shows other rows of it. */
-function drawTable(place, table, { file, caption, rows = [...Array(table.rows).keys()] }) {
+/** Whether a row has each of the words: in a text cell, or as one of its whole numbers. */
+function hasWords(columns, row, words) {
+  return words.every((word) => columns.some(({ number, all }) => (all[row] === null ? false
+    : number ? Number.isInteger(all[row]) && String(all[row]) === word : all[row].toLowerCase().includes(word))));
+}
+
+/** Draw a table into an element; returns functions that show other rows of it, and those with the words of a text. */
+function drawTable(place, table, { file, caption, rows = [...Array(table.rows).keys()], onfind = () => {} }) {
   const columns = table.columns.map((column) => ({ ...column, number: Boolean(column.values), all: values(table, column.name) }));
   let sorted = null; // [column, 1 ascending or -1 descending]
-  let sought = "";
+  let sought = [];
   let first = 0;
 
   const body = element("tbody");
   const headings = columns.map((column, place) =>
     element("th", { scope: "col", "aria-sort": "none", class: column.number ? "number" : null },
-      element("button", { type: "button", title: column.name, onclick: () => sortBy(place) }, column.label)));
+      element("button", { type: "button", "data-column": column.name, title: column.meaning || column.name, onclick: () => sortBy(place) }, column.label)));
   const count = element("span", { class: "quiet", role: "status" });
   const back = element("button", { type: "button", onclick: () => turn(-PAGE) }, "Previous");
   const on = element("button", { type: "button", onclick: () => turn(PAGE) }, "Next");
-  const search = element("input", { type: "search", placeholder: "Find", "aria-label": `Find rows: ${caption}`, size: 14, oninput: find });
+  const search = element("input", { type: "search", placeholder: "Find rows", "aria-label": `Find rows: ${caption}`, size: 20, oninput: () => { find(); onfind(search.value); } });
   const save = element("button", { type: "button", onclick: () => download(file, csv(table, ordered())) }, `Download ${file}`);
   const many = table.rows > PAGE;
   place.replaceChildren(
+    element("div", { class: "tools" }, ...(many ? [search, back, on, count] : []), save),
     element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-      element("table", {}, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...headings)), body)),
-    element("div", { class: "tools" }, ...(many ? [back, on, count, search] : []), save));
+      element("table", {}, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...headings)), body)));
 
   function ordered() {
-    const found = sought
-      ? rows.filter((row) => columns.some((column) => !column.number && column.all[row]?.toLowerCase().includes(sought)))
-      : [...rows];
+    const found = rows.filter((row) => hasWords(columns, row, sought));
     if (!sorted) return found;
     const [by, direction] = sorted;
     const key = columns[by].all;
@@ -106,7 +110,7 @@ function drawTable(place, table, { file, caption, rows = [...Array(table.rows).k
   }
 
   function find() {
-    sought = search.value.trim().toLowerCase();
+    sought = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     first = 0;
     fill();
   }
@@ -117,13 +121,23 @@ function drawTable(place, table, { file, caption, rows = [...Array(table.rows).k
   }
 
   fill();
-  return (others) => {
-    rows = others;
-    first = 0;
-    fill();
+  return {
+    show(others) {
+      rows = others;
+      first = 0;
+      fill();
+    },
+    find(text) {
+      if (text === search.value) return;
+      search.value = text;
+      find();
+    },
+    sought: () => search.value.trim(),
   };
 }
 
+const drawnTables = new Map(); // by name; filters.js keeps what is sought in them in the page's address
 for (const place of document.querySelectorAll("[data-table]")) {
-  drawTable(place, report.tables[place.dataset.table], place.dataset);
+  const name = place.dataset.table;
+  drawnTables.set(name, drawTable(place, report.tables[name], { ...place.dataset, onfind: () => remember() }));
 }
