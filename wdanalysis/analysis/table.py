@@ -21,6 +21,7 @@ _COLUMN_TYPES = {
     "length": "Int64",
     "zero_vectors": "Int64",
     "rank": "Int64",
+    "expert": "Int64",
 }
 _TEXT = ("method", "module", "name", "axis", "base_dtype", "tuned_dtype", "update", "run", "grid")
 _ROLE_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
@@ -45,7 +46,7 @@ def metrics_table(rows: Sequence[MatrixChange], methods: Sequence[str]) -> pd.Da
         "_stack": [stack for stack, _, _ in split],
         "_role": [role.get(name, len(role)) for _, _, name in split],
     }
-    order = ["_method", "_run", "step", "_stack", "layer", "_role"]
+    order = ["_method", "_run", "step", "_stack", "layer", "_role", "expert"]
     by = table.assign(**keys).sort_values(order, kind="stable")
     return by.drop(columns=list(keys)).reset_index(drop=True)
 

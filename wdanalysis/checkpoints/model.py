@@ -25,7 +25,8 @@ class StoredMatrix(Matrix):
     Attributes
     ----------
     tensor
-        Where its numbers are. It may have another name: a matrix that is tied is kept under that of the other.
+        Where its numbers are. It may have another name: a matrix that is tied is kept under that of the other, that of
+        an expert is a share of its stack.
     """
 
     tensor: StoredTensor = field(kw_only=True)
@@ -36,6 +37,11 @@ class StoredMatrix(Matrix):
         return self.tensor.dtype
 
     @property
+    def stored_name(self) -> str:
+        """That of the tensor that holds its numbers, maybe with those of other experts."""
+        return self.tensor.name if self.of_stack is None else self.tensor.name.rpartition("[")[0]
+
+    @property
     def nbytes(self) -> int:
         """Of the rows that count, for a float dtype."""
         return self.rows * self.row_length * self.tensor.itemsize
@@ -44,7 +50,14 @@ class StoredMatrix(Matrix):
         """Return the matrix of the first rows as stored: a vocabulary before it grew."""
         cut = replace(self, shape=(rows, *self.shape[1:]))
         runs = (tuple((start, min(stop, cut.outputs)) for start, stop in part.runs) for part in self.parts)
-        return replace(cut, parts=tuple(map(Part, (part.module for part in self.parts), runs)))
+        parts = zip(self.parts, runs, strict=True)
+        return replace(cut, parts=tuple(replace(part, runs=of_part) for part, of_part in parts))
+
+    def share_of(self, tensor: StoredTensor) -> StoredTensor:
+        """Return of a tensor that is shaped as the base's what this matrix is of it."""
+        if self.of_stack is None or self.expert is None:
+            return tensor
+        return tensor.of_stack(self.expert, self.of_stack)
 
     def turned(self) -> StoredMatrix | None:
         """Return the matrix read the other way round; None where several projections share its outputs."""
@@ -115,7 +128,8 @@ class Model:
     architecture
         How their names are read.
     matrices
-        Every weight matrix by its stored name, in the order of the files.
+        Every weight matrix by its stored name, in the order of the files; those of a stack of experts by its name and
+        their index, ``experts.gate_up_proj[3]``.
     """
 
     checkpoint: Checkpoint
@@ -128,12 +142,13 @@ class Model:
         return None if matrix is None else StoredMatrix(**vars(matrix), tensor=tensor)
 
     @property
-    def expert_stacks(self) -> list[str]:
-        """The names of 3-D tensors that hold a matrix for each expert, which are not read as matrices."""
+    def unread_stacks(self) -> list[str]:
+        """The names of weights of three dimensions of which no matrix could be made out."""
+        read = {matrix.stored_name for matrix in self.matrices.values()}
         return [
             name
             for name, tensor in self.checkpoint.tensors.items()
-            if len(tensor.shape) == 3 and "experts" in name.split(".")
+            if name not in read and self.architecture.is_unread_stack(name, tensor.shape)
         ]
 
     def match(self, tuned: Checkpoint) -> Matching:
@@ -154,6 +169,8 @@ class Model:
         if name is None:
             return None
         tensor, meant = self.checkpoint.tensors[name], f"{update.module}.weight"
+        if update.expert is not None:
+            return Target(update, tensor, is_tied=False, matrix=self.matrices.get(f"{name}[{update.expert}]"))
         matrix = self.matrices.get(name) if meant == name else self.matrix_of(tensor, meant)
         is_stored = meant == name or self._index.find(meant) or self._index.find(update.module)
         return Target(update, tensor, not is_stored, matrix)
@@ -183,8 +200,15 @@ def describe(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None) ->
     """
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     model = Model(checkpoint, recognise(shapes, checkpoint.config or config), {})
-    read = ((name, model.matrix_of(tensor, name)) for name, tensor in checkpoint.tensors.items())
-    return replace(model, matrices={name: matrix for name, matrix in read if matrix is not None})
+    matrices = {
+        matrix.name: StoredMatrix(**vars(matrix), tensor=tensor)
+        for name, tensor in checkpoint.tensors.items()
+        for matrix in model.architecture.matrices(name, tensor.shape)
+    }
+    of_tensors = {
+        name: replace(matrix, tensor=matrix.share_of(matrix.tensor)) for name, matrix in matrices.items()
+    }
+    return replace(model, matrices=of_tensors)
 
 
 def base_mismatch(base: Checkpoint, adapter: Checkpoint) -> str | None:
