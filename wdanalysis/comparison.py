@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
-from wdanalysis.checkpoints.model import base_mismatch
+from wdanalysis.checkpoints.model import base_mismatch, types_mismatch
 from wdanalysis.checkpoints.schedules import Schedule, find_schedule
 from wdanalysis.checkpoints.series import joined, of_steps, with_common_steps
 from wdanalysis.checkpoints.storage import Progress
@@ -619,10 +619,17 @@ def compare(
         spectra=round(time.time() - measured_at, 3) if whole.observed else None,
     )
     from wdanalysis.analysis.prediction import schedule_table
-    from wdanalysis.analysis.table import keep_changed, merged_stacks, metrics_table
+    from wdanalysis.analysis.table import keep_changed, merged_stacks, metrics_table, unrelated
 
     known, on_schedules = _schedules(methods, schedule, weight_decay)
     metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
+    warnings = [
+        *unrelated(metrics),
+        *_notes(base_checkpoint, methods),
+        *planned.notes,
+        *on_schedules,
+        *warnings,
+    ]
     metrics = merged_stacks(metrics) if merge_stacks else metrics
     run = Run(
         versions=versions(),
@@ -642,9 +649,7 @@ def compare(
         matrices=Matrices(measured=len(rows), in_table=len(metrics)),
         inputs=inputs,
         skipped=planned.skipped,
-        warnings=tuple(
-            dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *warnings])
-        ),
+        warnings=tuple(dict.fromkeys(warnings)),
         seconds=seconds,
         bytes_read=planned.nbytes,
     )
@@ -816,7 +821,9 @@ def _keep_steps(methods: Mapping[str, Series], steps: Collection[int]) -> dict[s
 
 
 def _notes(base: Checkpoint, methods: Mapping[str, Series]) -> list[str]:
-    notes = list(base.notes)
+    checkpoints = [checkpoint for series in methods.values() for checkpoint in series.checkpoints]
+    types = (types_mismatch(base, checkpoint) for checkpoint in checkpoints)
+    notes = [*[sentence for sentence in types if sentence][:1], *base.notes]
     for series in methods.values():
         notes.extend(series.notes)
         for checkpoint in series.checkpoints:

@@ -182,7 +182,7 @@ def test_the_table_has_a_row_for_every_expert(kind: str, suffix: str, axis: str,
     base = _in_memory(model, tmp_path / "base")
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     tuned = _in_memory(model, tmp_path / "tuned")
     if suffix == "bin":
         for folder in (base, tuned):

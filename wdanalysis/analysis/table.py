@@ -133,6 +133,19 @@ def keep_changed(table: pd.DataFrame, planned: Plan) -> tuple[pd.DataFrame, list
     return table[kept].reset_index(drop=True), warnings
 
 
+UNRELATED = 0.5
+"""The mean ΔD of a method from which on its weights may not be those of the base; of unrelated weights it is near 1."""
+
+
+def unrelated(table: pd.DataFrame) -> list[str]:
+    """A sentence on every method of which the weights hardly have anything to do with the base's."""
+    means = table.groupby("method", sort=False)["delta_d"].mean()
+    return [
+        f"{method} has a mean ΔD of {mean:.2f}, and unrelated weights have 1: was it tuned from this model?"
+        for method, mean in means[means > UNRELATED].items()
+    ]
+
+
 def _shortened(names: Sequence[str], most: int = 6) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

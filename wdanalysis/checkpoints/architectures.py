@@ -150,7 +150,7 @@ FLAT_IN_BY_OUT = r"experts\.mlp\.w2$"
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts")
 """Configuration keys of the number of experts."""
 
-_ATTENTION = r"[^.]*(?i:attn|attention)[^.]*\.(?:self\.)?"
+_ATTENTION = r"[^.]*(?i:attn|attention)[^.]*\.(?:self\.|\d+\.)?"
 
 LAYER_ROLES: tuple[tuple[str, str], ...] = (
     ("kv", r"crossattention\.c_attn"),
@@ -245,9 +245,12 @@ PER_HEAD = Fused(("q", "k", "v"), groups="heads")
 PER_KV_HEAD = Fused(("q", "k", "v"), groups="kv_heads")
 
 FUSED: Mapping[str, Fused | None] = MappingProxyType(
-    {"qkv": None, "kv": Fused(("k", "v")), "gate_up": Fused(("gate", "up"))}
+    {"qkv": None, "kv": Fused(("k", "v")), "gate_up": Fused(("gate", "up")), "up_gate": Fused(("up", "gate"))}
 )
 """The layout of a fused role where a family has no other; None where a name alone does not tell it."""
+
+GEGLU = re.compile(r"ff\.net\.0\.proj$"), "ff.net.2"
+"""A matrix of diffusers that is up, or up and gate where it is twice as wide as what the second takes in."""
 
 CONTIGUOUS_QKV = r"(?i:attn|attention)[^.]*\.(?:qkv|Wqkv|W_pack|in_proj_weight)$"
 """Names of fused attention projections that hold q, k and v one after the other in every model that has them."""

@@ -12,7 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wdanalysis.checkpoints.names import Architecture, Matching, Matrix, NameIndex, Part, match, recognise
+from wdanalysis.checkpoints.names import (
+    Architecture,
+    Matching,
+    Matrix,
+    NameIndex,
+    Part,
+    match,
+    model_types,
+    recognise,
+)
 from wdanalysis.checkpoints.steps import is_generic
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.errors import ComparisonError
@@ -217,6 +226,25 @@ def base_mismatch(base: Checkpoint, adapter: Checkpoint) -> str | None:
     if not trained_on or Path(str(trained_on)).name.lower() in {name.lower() for name in _identities(base)}:
         return None
     return f"{adapter.path} says that it was trained on {trained_on}, and BASE is {base.path}"
+
+
+def types_mismatch(base: Checkpoint, tuned: Checkpoint) -> str | None:
+    """Return a sentence where two models say in `config.json` that they are of different types.
+
+    A text model is of the type of the multimodal model that has it.
+    """
+    types = [model_types(checkpoint.config or {}) for checkpoint in (base, tuned)]
+    ours, theirs = ({name.removesuffix("_text") for name in of_one} for of_one in types)
+    if tuned.is_adapter or not ours or not theirs or ours & theirs:
+        return None
+    named = [
+        str((checkpoint.config or {}).get("model_type") or min(of_one))
+        for checkpoint, of_one in zip((base, tuned), types, strict=True)
+    ]
+    return (
+        f"{tuned.path} is of the type {named[1]} by its config.json and BASE of the type {named[0]}: are they the same "
+        "model?"
+    )
 
 
 def _identities(base: Checkpoint) -> set[str]:

@@ -10,10 +10,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 from wdanalysis.checkpoints.architectures import (
+    ATTENTION_MODULE,
     ATTENTION_ROLES,
     BRANCHES,
     CONTIGUOUS,
@@ -25,6 +27,7 @@ from wdanalysis.checkpoints.architectures import (
     EXPERT_COUNTS,
     FAMILIES,
     FUSED,
+    GEGLU,
     GPT2,
     HEADS,
     KV_HEADS,
@@ -56,7 +59,10 @@ __all__ = [
     "NameIndex",
     "Part",
     "canonical",
+    "closest",
+    "is_in_attention",
     "match",
+    "model_types",
     "recognise",
 ]
 
@@ -240,6 +246,30 @@ def match(
     )
 
 
+def closest(theirs: Iterable[str], ours: Iterable[str], most: int = 3) -> list[tuple[str, str]]:
+    """Return the pairs of most alike names, the best first; the first stands for all that differ in numbers alone.
+
+    >>> closest(["h.0.attn.q", "h.1.attn.q"], ["layers.0.attn.q", "norm"])
+    [('h.0.attn.q', 'layers.0.attn.q')]
+    """
+    there, here = (_examples(names) for names in (theirs, ours))
+    pairs = []
+    for pattern, name in there.items():
+        for found in get_close_matches(pattern, here, n=1, cutoff=0.5):
+            pairs.append((SequenceMatcher(None, pattern, found).ratio(), name, here[found]))
+    return [(name, found) for _, name, found in sorted(pairs, key=lambda pair: -pair[0])[:most]]
+
+
+def _examples(names: Iterable[str], most: int = 80) -> dict[str, str]:
+    """The first names by what they are without numbers."""
+    examples: dict[str, str] = {}
+    for name in names:
+        if len(examples) >= most:
+            break
+        examples.setdefault(re.sub(r"\d+", "#", name), name)
+    return examples
+
+
 # --- architectures ------------------------------------------------------------------------------------------
 
 
@@ -363,6 +393,7 @@ class Architecture:
     _config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _layers: Layers = field(default_factory=Layers, repr=False, compare=False)
     _experts: ExpertStacks = field(default_factory=ExpertStacks, repr=False, compare=False)
+    _geglu: frozenset[str] = field(default_factory=frozenset, repr=False, compare=False)
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix | None:
         """Say how to read a stored tensor as a weight matrix.
@@ -388,7 +419,7 @@ class Architecture:
         if role is None:
             return matrix
 
-        role = self._family.renamed.get(role, role)
+        role = "up_gate" if stem in self._geglu else self._family.renamed.get(role, role)
         in_by_out = role in EMBEDDINGS or bool(self._family.conv1d and re.search(self._family.conv1d, stem))
         matrix = replace(matrix, in_by_out=in_by_out and len(shape) == 2)
         return self._split(matrix, role, self._shares(role, stem, stack_of(name), matrix))
@@ -513,7 +544,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] |
         no doubt.
     """
     config = config or {}
-    family = _family_of_config(config) or _family_of_names(shapes, _model_types(config))
+    family = _family_of_config(config) or _family_of_names(shapes, model_types(config))
     roles = {
         name: expert_role(_stem(name)) or _role(_stem(name))
         for name, shape in shapes.items()
@@ -525,12 +556,14 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] |
         if role in ATTENTION_ROLES and branch_of(name) != "cross"
     }
     known = family is not UNKNOWN
+    of_stems = {_stem(name): shape for name, shape in shapes.items()}
     architecture = Architecture(
         family=str(config.get("model_type") or family.name) if known else UNKNOWN.name,
         several_stacks=len(stacks) > 1,
         _family=family,
         _config=config,
-        _experts=ExpertStacks.of({_stem(name): shape for name, shape in shapes.items()}),
+        _experts=ExpertStacks.of(of_stems),
+        _geglu=frozenset(stem for stem in of_stems if _is_geglu(stem, of_stems)),
     )
     modules = {
         _stem(name): architecture._module(name, role)
@@ -540,7 +573,8 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] |
     return replace(architecture, _layers=Layers.of(modules))
 
 
-def _model_types(config: Mapping[str, Any]) -> set[str]:
+def model_types(config: Mapping[str, Any]) -> set[str]:
+    """Every `model_type` that a configuration names: the model's and its text model's."""
     return {str(section["model_type"]) for section in _sections(config, "") if section.get("model_type")}
 
 
@@ -597,6 +631,20 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|\.)(?:{pattern})$")
 
 
+def is_in_attention(name: str) -> bool:
+    """Whether a tensor that is neither a norm nor a table of positions lies in an attention block, by its name."""
+    *above, _ = _stem(name).split(".")
+    return any(ATTENTION_MODULE.search(component) for component in above) and not re.search(
+        r"(?i)norm|relative|rel_pos|position|rotary", _stem(name)
+    )
+
+
+def _is_geglu(stem: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    pattern, following = GEGLU
+    inner = shapes.get(pattern.sub(following, stem), ())
+    return bool(pattern.search(stem)) and len(inner) == 2 and shapes[stem][0] == 2 * inner[1]
+
+
 def _weight_norm_note(name: str) -> str | None:
     if canonical(name).endswith(".weight_v"):
         return f"'{name}' is the direction of a weight-normalised matrix, whose magnitude is stored apart"
@@ -625,13 +673,16 @@ def _runs(fused: Fused, size: int, heads: Mapping[str, int], groups: int) -> Map
 _ROLES = frozenset(role for role, _ in (*LAYER_ROLES, *MODEL_ROLES)) | {
     role for fused in FUSED.values() if fused for role in fused.order
 }
-_STACK_NAMES = frozenset(STACKS.values()) | {branch for branch, _ in BRANCHES}
+_STACK_WORDS = {word for stack in STACKS.values() for word in stack.split("_")} | {
+    branch for branch, _ in BRANCHES
+}
 
 
 def split_module(module: str) -> tuple[str, str] | None:
     """Split ``decoder.q`` into stack and role; None where it is not the name of a role."""
     stack, _, role = module.rpartition(".")
-    return (stack, role) if role in _ROLES and (not stack or stack in _STACK_NAMES) else None
+    is_stack = not stack or _STACK_WORDS.issuperset(stack.split("_"))
+    return (stack, role) if role in _ROLES and is_stack else None
 
 
 @dataclass(frozen=True)
@@ -689,6 +740,6 @@ class ModuleSelection:
 
     def matches(self, module: str, name: str) -> bool:
         """Whether a part's `module`, of the tensor stored as `name`, is selected."""
-        parsed = split_module(module)
-        by_role = parsed is not None and not self.modules.isdisjoint({module, parsed[1]})
-        return by_role or any(pattern.search(name) for pattern in self.patterns)
+        stack, _, role = module.rpartition(".")
+        by_role = "." not in stack and not self.modules.isdisjoint({module, role})
+        return by_role or any(pattern.search(name) or pattern.pattern == module for pattern in self.patterns)

@@ -124,7 +124,10 @@ def _differences(names: Iterable[str]) -> dict[str, str]:
     """The components of each name that are not in all of them, the role aside."""
     components = {name: name.split(".")[:-1] for name in names}
     common = set.intersection(*map(set, components.values())) | {"#"}
-    return {name: "_".join(c for c in parts if c not in common) for name, parts in components.items()}
+    return {
+        name: "_".join(STACKS.get(c, c) for c in parts if c not in common)
+        for name, parts in components.items()
+    }
 
 
 def _without_numbers(name: str) -> str:

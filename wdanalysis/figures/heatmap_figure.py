@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from wdanalysis.analysis.table import apart
+from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
 
 WIDE_RANGE = 100.0
@@ -19,9 +20,14 @@ MOST_NAMES = 50
 
 
 def heatmap(
-    metrics: pd.DataFrame, method: str, *, step: int | None = None, log: bool | None = None
+    metrics: pd.DataFrame,
+    method: str,
+    *,
+    step: int | None = None,
+    log: bool | None = None,
+    experts: str | None = None,
 ) -> Figure:
-    """Draw ΔM (above) and ΔD (below) of a method, a column a layer and a row a module.
+    """Draw ΔM (above) and ΔD (below) of a method, a column a layer and a row a module, or an expert.
 
     Several matrices of one layer and module (experts) are shown by their median. A cell without a value is
     grey; one whose ΔD may be rounding has a dot. Cells of several runs hold their mean; stacks have rows of their own.
@@ -37,11 +43,13 @@ def heatmap(
     log
         Whether the colours are logarithmic; by default they are linear from zero, unless the values differ
         by more than a factor of a hundred.
+    experts
+        A module, ``up`` say, of which every expert gets a row.
 
     Raises
     ------
     ComparisonError
-        The table does not have the method or step, or mixes the two axes.
+        The table does not have the method or step, or mixes the two axes; it has no experts of that module.
 
     Examples
     --------
@@ -52,6 +60,8 @@ def heatmap(
     rows = selection.rows_where(apart(metrics), "method", method)
     vectors = selection.vectors(rows)
     rows = selection.at_step(rows, step)
+    if experts is not None:
+        rows = _by_expert(rows, experts)
     runs_note = selection.runs_note(rows).partition(";")[0].replace("strong: ", "")
     rows = selection.over_runs(rows)
     if len(selection.stacks(rows)) > 1:
@@ -65,17 +75,32 @@ def heatmap(
         figure = style.new_figure(height=1.3 + 2 * (0.35 + min(0.19 * rows_shown, 9.0)))
         for panel, column in zip(figure.subplots(2, 1, sharex=True), selection.VALUES, strict=True):
             _draw_cells(panel, table, column, modules, log)
+            if experts is not None:
+                panel.set_ylabel("expert")
         panel.set_xlabel("layer")
         when = selection.step_names(rows)[method]
+        of_experts = "" if experts is None else f", experts of {experts}"
         style.title(
             figure,
-            style.listed(f"{method}: {vectors}", when),
+            style.listed(f"{method}{of_experts}: {vectors}", when),
             runs_note,
             selection.near_floor_note(rows[selection.has_values(rows) & rows["layer"].notna()], "dot"),
             "grey: no value" if len(table) < len(modules) * len(_all_layers(table)) else "",
             selection.left_out(rows, without_layer=True),
         )
     return figure
+
+
+def _by_expert(rows: pd.DataFrame, module: str) -> pd.DataFrame:
+    """The rows of a module's experts, with the expert's number for the module."""
+    of_experts = rows[rows["expert"].notna()] if "expert" in rows else rows.head(0)
+    found = of_experts[of_experts["module"] == module].sort_values("expert", kind="stable")
+    if found.empty:
+        there = ", ".join(selection.unique(of_experts, "module")) or "none"
+        raise ComparisonError(
+            f"no experts of {module!r} in the metrics table: the modules with experts are {there}"
+        )
+    return found.assign(module=found["expert"].astype(str))
 
 
 def _draw_cells(panel: Axes, table: pd.DataFrame, column: str, modules: list[str], log: bool | None) -> None:

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from wdanalysis.checkpoints.model import Model, StoredMatrix, describe, times
-from wdanalysis.checkpoints.names import ATTENTION_ROLES, Matrix, ModuleSelection, Part
+from wdanalysis.checkpoints.names import (
+    ATTENTION_ROLES,
+    Matrix,
+    ModuleSelection,
+    Part,
+    closest,
+    is_in_attention,
+)
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, ComparisonError
@@ -235,10 +242,27 @@ class _Choice:
                 for word, alone in self.selection.words()
                 if not any(alone.matches(module, name) for module, name in places)
             ]
+        if self.modules_chosen == "attention" and (others := self._passed_over(model)):
+            notes.append(
+                f"modules: attention projections are compared, but what is in their blocks as {', '.join(others)} is "
+                "none that is known, and left out (modules = all keeps all)"
+            )
         present = {matrix.layer for matrix in self.matrices.values()}
         if absent := sorted((self.layers or set()) - present):
             notes.append(f"no selected matrix is in layer {', '.join(map(str, absent))}")
         return notes
+
+    def _passed_over(self, model: Model) -> list[str]:
+        """The modules in attention blocks that are not among the chosen ones."""
+        others = (
+            matrix.parts[0].module
+            for name, matrix in model.matrices.items()
+            if name not in self.matrices
+            and matrix.layer is not None
+            and (self.layers is None or matrix.layer in self.layers)
+            and is_in_attention(name)
+        )
+        return list(dict.fromkeys(others))[:6]
 
 
 class _Pairing:
@@ -276,7 +300,7 @@ class _Pairing:
         if not matching.pairs and not tuned.is_adapter:
             raise ComparisonError(
                 f"no tensor of {tuned.path} has the name of one in {base.path} "
-                f"({_example(tuned.tensors)} there, {_example(base.tensors)} here): are they of the same model?"
+                f"({_alike(tuned.tensors, base.tensors)}): are they of the same model?"
             )
         for name, tuned_name in matching.pairs.items():
             for matrix in self._choice.of_tensor(name):
@@ -302,9 +326,8 @@ class _Pairing:
         modules = [update.module for update in updates] + [formula.module for formula in formulas]
         if modules and not any(target for _, target in (*targets, *formulas_of)):
             raise ComparisonError(
-                f"none of the {len(modules)} modules that {state.checkpoint.path} adapts (such as "
-                f"{modules[0]}) is in {base.path} ({_example(base.tensors)} there): is it the "
-                "model that the adapter was trained on?"
+                f"none of the {len(modules)} modules that {state.checkpoint.path} adapts (such as {modules[0]}) is in "
+                f"{base.path} ({_alike(modules, base.tensors)}): is it the model that the adapter was trained on?"
             )
         for update, target in targets:
             if target is None:
@@ -388,6 +411,15 @@ def _nothing_selected(
         "inspect it for its roles and layers",
         parameter=given[0] if given else None,
     )
+
+
+def _alike(theirs: Iterable[str], ours: Iterable[str]) -> str:
+    """The names of both sides that are most alike, where any are, otherwise the first of each."""
+    theirs, ours = list(theirs), list(ours)
+    pairs = closest(theirs, [name.removesuffix(".weight") for name in ours] if theirs else ours)
+    if not pairs:
+        return f"{_example(theirs)} there, {_example(ours)} here"
+    return "closest: " + ", ".join(f"{there} there and {here} here" for there, here in pairs)
 
 
 def _example(names: Iterable[str]) -> str:
