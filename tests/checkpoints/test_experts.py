@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers as hf
@@ -200,3 +201,33 @@ def test_the_table_has_a_row_for_every_expert(kind: str, suffix: str, axis: str,
         assert (row.vectors, row.length) == (W0.shape[1 - of_vector], W0.shape[of_vector])
         assert row.delta_m == pytest.approx(np.mean(np.abs(m - m0)))
         assert row.delta_d == pytest.approx(np.mean(1 - (W0 * W).sum(of_vector) / (m0 * m)))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("base_is_saved", [True, False])
+def test_experts_on_disk_are_compared_with_those_in_memory(
+    kind: str, base_is_saved: bool, tmp_path: Path
+) -> None:
+    model = _model(kind)
+    ways = {"memory": _in_memory, "disk": _as_saved}
+    before = {name: way(model, tmp_path / f"base {name}") for name, way in ways.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    after = {name: way(model, tmp_path / f"tuned {name}") for name, way in ways.items()}
+    base, tuned = ("disk", "memory") if base_is_saved else ("memory", "disk")
+    of_experts = ["gate", "up", "down"]
+    mixed = wd.compare(before[base], {"FT": after[tuned]}, modules=of_experts)
+    alike = wd.compare(before["memory"], {"FT": after["memory"]}, modules=of_experts)
+    assert mixed.skipped.empty
+    columns = ["layer", "module", "expert", "vectors", "length", "delta_m", "delta_d"]
+    pd.testing.assert_frame_equal(mixed.metrics[columns], alike.metrics[columns])
+
+
+def test_a_matrix_that_does_not_lie_in_rows_is_read_whole_and_once(tmp_path: Path) -> None:
+    stack = torch.randn(EXPERTS, 4, 6).transpose(1, 2)
+    torch.save({"model.layers.0.mlp.experts.down_proj": stack}, tmp_path / "model.pt")
+    tensor = open_checkpoint(tmp_path / "model.pt").tensors["model.layers.0.mlp.experts.down_proj"]
+    of_one = tensor.of_stack(1, EXPERTS)
+    rows = [of_one.read_rows(start, start + 2) for start in (0, 2, 4)]
+    np.testing.assert_array_equal(np.concatenate(rows), stack[1].numpy())

@@ -14,7 +14,7 @@ import transformers as hf
 import wdanalysis as wd
 from tests.checkpoint_files import llama, moved, write, write_model
 from wdanalysis.checkpoints import open_checkpoint
-from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
+from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, Series, StoredTensor
 from wdanalysis.errors import ComparisonError
 from wdanalysis.measure.plan import plan
 from wdanalysis.measure.stream import stream
@@ -91,43 +91,36 @@ def test_what_is_passed_over_in_attention_blocks_is_named(tmp_path: Path) -> Non
     assert "as self_attn.compressor is none that is known" in warning
 
 
-def _factor(name: str, values: np.ndarray) -> StoredTensor:
-    return StoredTensor(name, values.shape, "F64", Path("adapter"), lambda start, stop, _: values[start:stop])
-
-
 @pytest.mark.parametrize("kind", ["GptOss", "Qwen3Moe"])
 @pytest.mark.parametrize("axis", ["out", "in"])
-def test_a_low_rank_update_of_one_expert_is_that_of_its_merged_matrix(
+def test_a_formula_of_a_stack_of_experts_is_measured_expert_by_expert(
     kind: str, axis: Any, tmp_path: Path
 ) -> None:
     sizes = SIZES | {"head_dim": 4, "num_experts_per_tok": 1}
     sizes |= {"num_local_experts": 3} if kind == "GptOss" else {"num_experts": 3, "moe_intermediate_size": 24}
     torch.manual_seed(0)
     model = getattr(hf, f"{kind}ForCausalLM")(getattr(hf, f"{kind}Config")(**sizes)).double()
-    name, expert = "model.layers.1.mlp.experts.gate_up_proj", 2
+    name = "model.layers.1.mlp.experts.gate_up_proj"
     base_weights = {key: torch.randn_like(w) for key, w in model.state_dict().items()}
-    A, B = torch.randn(2, 16).double(), torch.randn(48, 2).double()
-    tuned_weights = {key: w.clone() for key, w in base_weights.items()}
-    update = 0.5 * B @ A
-    tuned_weights[name][expert] += update.T if kind == "GptOss" else update
-    paths = []
-    for folder, weights in (("base", base_weights), ("tuned", tuned_weights)):
-        paths.append(write(tmp_path / folder / "model.safetensors", weights).parent)
-        model.config.save_pretrained(paths[-1])
-    base, tuned = (open_checkpoint(path) for path in paths)
-    low_rank = LowRankUpdate(
-        name, _factor("A", A.numpy()), _factor("B", B.numpy()), 0.5, in_by_out=kind == "GptOss", expert=expert
-    )
-    adapter = Checkpoint(Path("adapter"), "PEFT adapter (LoRA)", {}, updates=(low_rank,), method="LoRA")
+    update = torch.randn_like(base_weights[name]).numpy()
+    tuned_weights = base_weights | {name: base_weights[name] + update}
+    base_path, tuned_path = tmp_path / "base", tmp_path / "tuned"
+    for folder, weights in ((base_path, base_weights), (tuned_path, tuned_weights)):
+        write(folder / "model.safetensors", weights)
+        model.config.save_pretrained(folder)
+    factor = StoredTensor("factor", (1, 1), "F32", Path("adapter"), lambda *_: np.zeros((1, 1)))
+    formula = FormulaUpdate(name, "LoRA", (factor,), lambda weight: weight + update)
+    adapter = Checkpoint(Path("adapter"), "PEFT adapter (LoRA)", {}, formulas=(formula,), method="LoRA")
     methods = {
-        "FT": Series(paths[1], "FT", (tuned,)),
+        "FT": Series(tuned_path, "FT", (open_checkpoint(tuned_path),)),
         "LoRA": Series(Path("adapter"), "LoRA", (adapter,)),
     }
-    planned = plan(base, methods, modules=["gate", "up"], layers=[1])
-    rows = [row for rows in stream(planned, axis) for row in rows if row.expert == expert]
-    dense = {row.module: row for row in rows if row.method == "FT"}
-    factored = {row.module: row for row in rows if row.method == "LoRA"}
-    assert set(dense) == set(factored) == {"gate", "up"}
-    for module, row in dense.items():
-        assert row.delta_m == pytest.approx(factored[module].delta_m, rel=1e-9)
-        assert row.delta_d == pytest.approx(factored[module].delta_d, rel=1e-9)
+    planned = plan(open_checkpoint(base_path), methods, modules=["gate", "up"], layers=[1])
+    rows = [row for rows in stream(planned, axis) for row in rows]
+    dense, calculated = (
+        {(row.module, row.expert): (row.delta_m, row.delta_d) for row in rows if row.method == method}
+        for method in methods
+    )
+    assert set(dense) == {(module, expert) for module in ("gate", "up") for expert in range(3)}
+    for place, values in dense.items():
+        assert calculated[place] == pytest.approx(values, rel=1e-9)

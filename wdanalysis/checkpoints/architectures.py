@@ -45,6 +45,9 @@ SPELLINGS: tuple[tuple[str, str], ...] = (
     # Experts of a layer: as on disk → as in memory since Transformers 5.
     (r"\.block_sparse_moe\.", ".mlp."),
     (r"\.mlp\.router\.layer\.", ".mlp.router."),
+    (r"\.mlp\.experts\.(\d+)\.w1\.", r".mlp.experts.\1.gate_proj."),
+    (r"\.mlp\.experts\.(\d+)\.w3\.", r".mlp.experts.\1.up_proj."),
+    (r"\.mlp\.experts\.(\d+)\.w2\.", r".mlp.experts.\1.down_proj."),
     (r"\.mlp\.(?:experts\.fc1|input_linear)\.weight$", ".mlp.experts.gate_up_proj"),
     (r"\.mlp\.(?:experts\.fc2|output_linear)\.weight$", ".mlp.experts.down_proj"),
     (r"(^|\.)parametrizations\.weight\.original0$", r"\1weight_g"),

@@ -12,12 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from wdanalysis.checkpoints.architectures import EXPERT
+from wdanalysis.checkpoints.experts import expert_role
 from wdanalysis.checkpoints.names import (
     Architecture,
     Matching,
     Matrix,
     NameIndex,
     Part,
+    canonical,
     match,
     model_types,
     recognise,
@@ -178,8 +181,6 @@ class Model:
         if name is None:
             return None
         tensor, meant = self.checkpoint.tensors[name], f"{update.module}.weight"
-        if update.expert is not None:
-            return Target(update, tensor, is_tied=False, matrix=self.matrices.get(f"{name}[{update.expert}]"))
         matrix = self.matrices.get(name) if meant == name else self.matrix_of(tensor, meant)
         is_stored = meant == name or self._index.find(meant) or self._index.find(update.module)
         return Target(update, tensor, not is_stored, matrix)
@@ -218,6 +219,45 @@ def describe(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None) ->
         name: replace(matrix, tensor=matrix.share_of(matrix.tensor)) for name, matrix in matrices.items()
     }
     return replace(model, matrices=of_tensors)
+
+
+def has_experts_apart(checkpoint: Checkpoint) -> bool:
+    """Whether it holds or adapts experts each by itself, and not in stacks."""
+    names = (*checkpoint.tensors, *(f"{update.module}.weight" for update in checkpoint.updates))
+    return any(EXPERT.search(name) for name in names)
+
+
+def with_experts_apart(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with each expert's gate, up and down under a name of its own, as models had them on disk.
+
+    Stacks of which the experts lie as in × out, or gate and up take turns, are left: no model has them apart.
+    """
+    if not any(map(_above_experts, checkpoint.tensors)):
+        return checkpoint
+    architecture = describe(checkpoint).architecture
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        matrices = architecture.matrices(name, tensor.shape)
+        above = _above_experts(name)
+        parts = [part for matrix in matrices for part in matrix.parts]
+        is_split = bool(matrices) and all(matrix.of_stack and not matrix.in_by_out for matrix in matrices)
+        if above is None or not is_split or any(part.role == "gate_up" or part.stride > 1 for part in parts):
+            tensors[name] = tensor
+            continue
+        for matrix in matrices:
+            of_expert = StoredMatrix(**vars(matrix), tensor=tensor).share_of(tensor)
+            for part in matrix.parts:
+                own_name = f"{above}.{matrix.expert}.{part.role}_proj.weight"
+                tensors[own_name] = of_expert.rows_between(*part.runs[0], own_name)
+    return replace(checkpoint, tensors=tensors)
+
+
+def _above_experts(name: str) -> str | None:
+    """``….experts`` of ``….experts.gate_up_proj``; None where that is no name of a stack."""
+    above = name.removesuffix(".weight").rpartition(".")[0]
+    return (
+        above if above.endswith(".experts") and expert_role(canonical(name).removesuffix(".weight")) else None
+    )
 
 
 def base_mismatch(base: Checkpoint, adapter: Checkpoint) -> str | None:

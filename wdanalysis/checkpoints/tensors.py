@@ -140,6 +140,15 @@ class StoredTensor:
 
         return replace(self, shape=(self.rows, count), reader=read, raw=None)
 
+    def rows_between(self, start: int, stop: int, name: str) -> StoredTensor:
+        """Return rows `start:stop` as a tensor of their own, of another name."""
+        first, count = start, stop - start
+
+        def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+            return self.reader(first + start, first + stop, buffer)
+
+        return self._read_by(read, name, (count, *self.shape[1:]))
+
     def of_stack(self, index: int, count: int) -> StoredTensor:
         """Return one of the `count` equal matrices that the tensor holds one after the other, as ``name[index]``.
 
@@ -147,20 +156,19 @@ class StoredTensor:
         first row.
         """
         rows = math.prod(self.shape[:-1]) // count
-        name, shape, first = f"{self.name}[{index}]", (rows, self.shape[-1]), index * rows
+        name, shape = f"{self.name}[{index}]", (rows, self.shape[-1])
         if len(self.shape) == 2:
             finer: RowReader | None = self.reader
         else:
             finer = self.reader.in_rows(rows * count) if isinstance(self.reader, FinerReader) else None
         if finer is None:
-            return replace(
-                self, name=name, shape=shape, reader=_OfOneRow(self.reader, index, shape), raw=None
-            )
+            return self._read_by(_OfOneRow(self.reader, index, shape), name, shape)
+        in_rows = self._read_by(finer, name, (rows * count, self.shape[-1]))
+        return in_rows.rows_between(index * rows, (index + 1) * rows, name)
 
-        def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
-            return finer(first + start, first + stop, buffer)
-
-        return replace(self, name=name, shape=shape, reader=read, raw=None)
+    def _read_by(self, reader: RowReader, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        """A share of the numbers."""
+        return StoredTensor(name, shape, self.dtype, self.path, reader, stored_as=self.stored_as)
 
 
 class _OfOneRow:
@@ -226,8 +234,6 @@ class LowRankUpdate:
         Whether A is one matrix for modules of different widths, of which each takes its first columns (VeRA).
     magnitude_axis
         ``out``, as in PEFT, or ``in`` where our own training was told so.
-    expert
-        Which of the matrices it changes that the base has in one tensor, a stack of experts; None for any other.
     """
 
     module: str
@@ -238,7 +244,6 @@ class LowRankUpdate:
     in_by_out: bool = False
     shared_factor: bool = False
     magnitude_axis: Axis = "out"
-    expert: int | None = None
 
     @property
     def rank(self) -> int:

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from wdanalysis.checkpoints.model import Model, StoredMatrix, describe, times
+from wdanalysis.checkpoints.model import (
+    Model,
+    StoredMatrix,
+    describe,
+    has_experts_apart,
+    times,
+    with_experts_apart,
+)
 from wdanalysis.checkpoints.names import (
     ATTENTION_ROLES,
     Matrix,
@@ -160,6 +167,9 @@ def plan(
     states = [
         State(method, checkpoint) for method, series in methods.items() for checkpoint in series.checkpoints
     ]
+    if any(map(has_experts_apart, (base, *(state.checkpoint for state in states)))):
+        base = with_experts_apart(base)
+        states = [replace(state, checkpoint=with_experts_apart(state.checkpoint)) for state in states]
     # A base file without its config borrows that of a tuned model.
     model_configs = (state.checkpoint.config for state in states if not state.checkpoint.is_adapter)
     model = describe(base, next((config for config in model_configs if config), None))
