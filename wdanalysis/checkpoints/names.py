@@ -493,7 +493,7 @@ class Architecture:
         stem = _stem(name)
         apart = self._layers.set_apart(stem)
         if role is None:
-            return ".".join(filter(None, (apart, place(stem).rest)))
+            return ".".join(filter(None, (apart, place(stem).rest))) or name
         stack = branch_of(name) or (stack_of(name) if self.several_stacks else "")
         before = "_".join(filter(None, (stack, apart)))
         return ".".join(filter(None, (before, role)))
@@ -527,8 +527,8 @@ class Architecture:
     def _setting(self, keys: Sequence[str], stack: str) -> int | None:
         for section in _sections(self._config, stack):
             for key in keys:
-                if isinstance(section.get(key), int):
-                    return int(section[key])
+                if isinstance(number := section.get(key), int) and number > 0:
+                    return number
         return None
 
 
@@ -581,7 +581,7 @@ def model_types(config: Mapping[str, Any]) -> set[str]:
 def _family_of_config(config: Mapping[str, Any]) -> Family | None:
     for section in _sections(config, ""):
         for family in FAMILIES:
-            if section.get("model_type") in family.types:
+            if str(section.get("model_type")) in family.types:
                 key, value = family.when or ("model_type", section["model_type"])
                 if section.get(key) == value:
                     return family
