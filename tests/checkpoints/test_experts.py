@@ -20,6 +20,7 @@ import wdanalysis as wd
 from wdanalysis.checkpoints import open_checkpoint
 from wdanalysis.checkpoints.dtypes import widen
 from wdanalysis.checkpoints.model import Model, describe
+from wdanalysis.checkpoints.storage import LocalFile
 
 HIDDEN, INNER, EXPERTS = 16, 12, 3
 LLAMA: dict[str, Any] = {
@@ -231,3 +232,22 @@ def test_a_matrix_that_does_not_lie_in_rows_is_read_whole_and_once(tmp_path: Pat
     of_one = tensor.of_stack(1, EXPERTS)
     rows = [of_one.read_rows(start, start + 2) for start in (0, 2, 4)]
     np.testing.assert_array_equal(np.concatenate(rows), stack[1].numpy())
+
+
+def test_of_an_experts_matrix_only_the_rows_that_are_asked_for_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = torch.randn(EXPERTS, 64, 32)
+    save_file({"model.layers.0.mlp.experts.down_proj": stack}, tmp_path / "model.safetensors")
+    of_one = describe(open_checkpoint(tmp_path / "model.safetensors")).matrices[
+        "model.layers.0.mlp.experts.down_proj[2]"
+    ]
+    read: list[int] = []
+    read_into = LocalFile.read_into
+    monkeypatch.setattr(
+        LocalFile,
+        "read_into",
+        lambda self, offset, buffer: read.append(buffer.nbytes) or read_into(self, offset, buffer),
+    )
+    np.testing.assert_array_equal(of_one.tensor.read_rows(5, 7), stack[2, 5:7].numpy())
+    assert read == [2 * 32 * 4]

@@ -85,6 +85,7 @@ def test_what_is_passed_over_in_attention_blocks_is_named(tmp_path: Path) -> Non
     for layer in range(3):
         weights[f"model.layers.{layer}.self_attn.compressor.weight"] = torch.ones(4, 8)
         weights[f"model.layers.{layer}.self_attn.q_norm.weight"] = torch.ones(8, 8)
+        weights[f"model.layers.{layer}.attentions.0.proj_in.weight"] = torch.ones(8, 8)
     base = write_model(tmp_path / "base", weights)
     tuned = write_model(tmp_path / "tuned", moved(weights))
     (warning,) = [w for w in wd.compare(base, {"FT": tuned}).warnings if "attention projections" in w]

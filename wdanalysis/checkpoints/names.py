@@ -633,7 +633,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def is_in_attention(name: str) -> bool:
     """Whether a tensor that is neither a norm nor a table of positions lies in an attention block, by its name."""
-    *above, _ = _stem(name).split(".")
+    *above, _ = place(_stem(name)).rest.split(".")
     return any(ATTENTION_MODULE.search(component) for component in above) and not re.search(
         r"(?i)norm|relative|rel_pos|position|rotary", _stem(name)
     )

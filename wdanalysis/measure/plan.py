@@ -263,11 +263,11 @@ class _Choice:
         return notes
 
     def _passed_over(self, model: Model) -> list[str]:
-        """The modules in attention blocks that are not among the chosen ones."""
+        """The modules in attention blocks of which the role is not known."""
         others = (
             matrix.parts[0].module
             for name, matrix in model.matrices.items()
-            if name not in self.matrices
+            if not matrix.recognised
             and matrix.layer is not None
             and (self.layers is None or matrix.layer in self.layers)
             and is_in_attention(name)
