@@ -310,7 +310,9 @@ def test_the_folder_keeps_what_each_run_did(whole: wd.Comparison, tmp_path: Path
 
 def test_figures_draw_each_run_faintly_and_the_mean_strongly(whole: wd.Comparison) -> None:
     predictions = whole.predictions().query("module == 'q' and method == 'LoRA'")
-    panel = next(axes for axes in whole.prediction("q").axes if axes.get_title(loc="left").startswith("LoRA\n"))
+    panel = next(
+        axes for axes in whole.prediction("q").axes if axes.get_title(loc="left").startswith("LoRA\n")
+    )
     *runs, mean = panel.collections
     assert [len(points.get_offsets()) for points in (*runs, mean)] == [LAYERS * len(STEPS)] * 3
     assert [points.get_alpha() for points in (*runs, mean)] == [0.22, 0.22, None]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.checkpoints.base_identity import base_mismatch
+from wdanalysis.checkpoints.model import types_mismatch
 from wdanalysis.checkpoints.schedules import Schedule, find_schedule
 from wdanalysis.checkpoints.series import by_run, joined, of_steps, with_common_steps
 from wdanalysis.checkpoints.storage import Progress
@@ -418,12 +419,13 @@ class Comparison:
         methods: Names = None,
         step: int | None = None,
         log: bool | None = None,
+        experts: str | None = None,
         cmap: Cmap | None = None,
         title: Title = "short",
         ax: AxLike | None = None,
         figsize: FigSize | None = None,
     ) -> Figure:
-        """ΔM and ΔD by layer and module, a row a method; see `wdanalysis.figures.heatmap`.
+        """ΔM and ΔD by layer and module, or by expert, a row a method; see `wdanalysis.figures.heatmap`.
 
         Examples
         --------
@@ -438,6 +440,7 @@ class Comparison:
             methods=methods,
             step=step,
             log=log,
+            experts=experts,
             cmap=cmap,
             title=title,
             ax=ax,
@@ -945,7 +948,7 @@ def compare(
         spectra=round(time.time() - measured_at, 3) if whole.observed else None,
     )
     from wdanalysis.analysis.prediction import schedule_table
-    from wdanalysis.analysis.table import keep_changed, merged_stacks, metrics_table
+    from wdanalysis.analysis.table import keep_changed, merged_stacks, metrics_table, unrelated
 
     metrics, on_metrics = keep_changed(metrics_table(rows, list(methods)), planned)
     metrics = merged_stacks(metrics) if merge_stacks else metrics
@@ -970,7 +973,15 @@ def compare(
         inputs=inputs,
         skipped=planned.skipped,
         warnings=tuple(
-            dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *on_metrics])
+            dict.fromkeys(
+                [
+                    *unrelated(metrics),
+                    *_notes(base_checkpoint, methods),
+                    *planned.notes,
+                    *on_schedules,
+                    *on_metrics,
+                ]
+            )
         ),
         seconds=seconds,
         bytes_read=planned.nbytes,
@@ -1144,7 +1155,9 @@ def _keep_steps(methods: Mapping[str, Series], steps: Collection[int]) -> dict[s
 
 
 def _notes(base: Checkpoint, methods: Mapping[str, Series]) -> list[str]:
-    notes = list(base.notes)
+    checkpoints = [checkpoint for series in methods.values() for checkpoint in series.checkpoints]
+    types = (types_mismatch(base, checkpoint) for checkpoint in checkpoints)
+    notes = [*[sentence for sentence in types if sentence][:1], *base.notes]
     for series in methods.values():
         notes.extend(series.notes)
         for checkpoint in series.checkpoints:

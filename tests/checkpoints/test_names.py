@@ -19,6 +19,7 @@ from wdanalysis.checkpoints.names import (
     ATTENTION_ROLES,
     ModuleSelection,
     NameIndex,
+    closest,
     match,
     recognise,
 )
@@ -113,6 +114,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "falcon-multi-query": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)),
     "falcon-old": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON, multi_query=False)),
     "codegen": lambda: hf.CodeGenForCausalLM(hf.CodeGenConfig(**GPT2, rotary_dim=4)),
+    "persimmon": lambda: hf.PersimmonForCausalLM(hf.PersimmonConfig(**LLAMA)),
+    "fuyu": lambda: hf.FuyuForCausalLM(
+        hf.FuyuConfig(**LLAMA, patch_size=4, text_config=LLAMA | {"model_type": "persimmon"})
+    ),
     "mpt": lambda: hf.MptForCausalLM(hf.MptConfig(d_model=16, n_heads=4, n_layers=2, vocab_size=32)),
     "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(**VISION)),
     "clip": _clip,
@@ -135,6 +140,7 @@ IN_EVERY_LAYER: dict[str, set[str]] = {
     **dict.fromkeys(
         ["gpt2", "bigcode", "bigcode-heads", "gpt-neox", "bloom", "codegen", "mpt"], ATTENTION | MLP
     ),
+    **dict.fromkeys(["persimmon", "fuyu"], ATTENTION | MLP),
     **dict.fromkeys(["falcon-new", "falcon-multi-query", "falcon-old"], ATTENTION | MLP),
     **dict.fromkeys(["bart", "whisper", "t5"], ENCODER_DECODER | _of("encoder decoder", MLP)),
     "t5-gated": ENCODER_DECODER | _of("encoder decoder", GATED),
@@ -144,7 +150,7 @@ IN_EVERY_LAYER: dict[str, set[str]] = {
 }
 FUSED = [
     *("gpt2", "bigcode", "bigcode-heads", "gpt-neox", "bloom", "phi3", "codegen", "mpt", "modernbert"),
-    *("falcon-new", "falcon-multi-query", "falcon-old"),
+    *("falcon-new", "falcon-multi-query", "falcon-old", "persimmon", "fuyu"),
 ]
 
 
@@ -264,6 +270,27 @@ def test_an_unknown_name_keeps_its_layer_and_the_rest_of_it(
     assert (matrix.layer, matrix.parts[0].module, matrix.recognised) == (layer, module, False)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers.0.mlp.experts.gate_up_proj_scales",
+        "layers.0.self_attn.q_proj._weight_scale",
+        "layers.0.self_attn.q_proj._weight_zero_point",
+        "layers.0.self_attn.q_proj.biases",
+        "layers.0.self_attn.q_proj.weight_scale_inv",
+    ],
+)
+def test_scales_and_zeros_of_quantised_weights_are_no_matrices(name: str) -> None:
+    assert recognise({name: (8, 4)}).matrices(name, (8, 4)) == ()
+
+
+def test_three_dimensions_are_a_convolution_only_where_the_name_says_so() -> None:
+    architecture = recognise({})
+    assert architecture.matrix("encoder.conv1.weight", (8, 4, 3)) is not None
+    assert architecture.matrices("layers.0.memory.weight", (8, 4, 3)) == ()
+    assert architecture.is_unread_stack("layers.0.memory.weight", (8, 4, 3))
+
+
 def test_a_convolution_reads_as_output_channels_by_the_rest() -> None:
     name, shape = "encoder.conv1.weight", (16, 8, 3)
     matrix = recognise({name: shape}).matrix(name, shape)
@@ -319,6 +346,37 @@ def test_q_k_and_v_are_the_rows_that_the_model_itself_uses_as_such(kind: str) ->
     assert matrix is not None
     ours = {part.module: {i for run in part.runs for i in range(*run)} for part in matrix.parts}
     assert ours == _rows_by_gradient(model, fused)
+
+
+def test_queries_of_lightning_attention_lie_by_head() -> None:
+    torch.manual_seed(0)
+    config = hf.MiniMaxConfig(
+        **GQA,
+        head_dim=4,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        block_size=4,
+        layer_types=["linear_attention", "linear_attention"],
+    )
+    model = hf.MiniMaxForCausalLM(config).double().eval()
+    model.set_experts_implementation("eager")
+    name = "model.layers.1.self_attn.qkv_proj"
+    matrix = recognise(_shapes(model.state_dict()), config.to_dict()).matrix(f"{name}.weight", (48, 16))
+    assert matrix is not None
+    ours = {part.module: {i for run in part.runs for i in range(*run)} for part in matrix.parts}
+    assert ours["q"] == _rows_by_gradient(model, model.get_submodule(name))["q"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.qkv_proj.weight", "model.layers.1.self_attn.query_key_value.weight"]
+)
+def test_a_model_type_that_is_not_known_vetoes_what_names_suggest(name: str) -> None:
+    config = {"model_type": "of-tomorrow", "num_attention_heads": 4}
+    matrix = recognise({name: (48, 16)}, config).matrix(name, (48, 16))
+    assert matrix is not None
+    assert [part.module for part in matrix.parts] == ["qkv"]
+    assert matrix.note is not None
+    assert name in matrix.note
 
 
 @pytest.mark.parametrize(
@@ -482,6 +540,48 @@ def test_two_names_that_differ_only_in_prefix_are_matched_exactly_or_not_at_all(
     for base, tuned in [(["module.encoder.fc.weight"], both), (both, ["module.encoder.fc.weight"])]:
         with pytest.raises(CheckpointError, match=r"'encoder\.fc\.weight' and 'model\.encoder\.fc\.weight'"):
             match(base, tuned)
+
+
+def test_a_text_model_is_found_in_its_multimodal_one_and_the_other_way_round() -> None:
+    text = hf.Qwen2ForCausalLM(hf.Qwen2Config(**GQA)).state_dict()
+    config = hf.Qwen2_5_VLConfig(
+        text_config=GQA,
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "num_heads": 4,
+            "intermediate_size": 24,
+            "out_hidden_size": 16,
+        },
+    )
+    multimodal = hf.Qwen2_5_VLForConditionalGeneration(config).state_dict()
+    for base, tuned in ((text, multimodal), (multimodal, text)):
+        matching = match(base, tuned)
+        assert len(matching.pairs) == len(text)
+        assert all("visual" in name for name in (*matching.only_base, *matching.only_tuned))
+    older = [
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        for name in multimodal
+    ]
+    assert not match(older, multimodal).only_base
+    assert (
+        NameIndex(text).tensor_of("language_model.model.layers.1.mlp.up_proj")
+        == "model.layers.1.mlp.up_proj.weight"
+    )
+
+
+def test_the_closest_names_are_told_once_for_all_layers() -> None:
+    theirs = [f"blocks.{layer}.attn.{role}" for layer in range(30) for role in ("q_proj", "k_proj")]
+    ours = [
+        f"model.layers.{layer}.self_attn.{role}"
+        for layer in range(30)
+        for role in ("q_proj", "k_proj", "v_proj")
+    ]
+    assert closest(theirs, ours, most=2) == [
+        ("blocks.0.attn.q_proj", "model.layers.0.self_attn.q_proj"),
+        ("blocks.0.attn.k_proj", "model.layers.0.self_attn.k_proj"),
+    ]
+    assert closest(["aaaa"], ["zzzz"]) == []
 
 
 def test_metadata_of_safetensors_save_model_tells_which_name_was_kept(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import LogNorm
 
@@ -77,3 +78,20 @@ def test_a_module_outside_the_layers_has_no_row(table) -> None:
     metrics.loc[metrics["module"] == "v", "layer"] = None
     shown = heatmap(metrics).axes[0]
     assert [label.get_text() for label in shown.get_yticklabels()] == ["q"]
+
+
+def test_every_expert_of_a_module_gets_a_row(table) -> None:
+    metrics = table(methods=["FT"], steps=[1], modules=["q", "up", "up"], layers=(0, 1, 2))
+    metrics["expert"] = pd.array([pd.NA] * 9, dtype="Int64")
+    of_up = metrics.index[metrics["module"] == "up"]
+    metrics.loc[of_up, "expert"] = [10, 2] * 3
+    figure = heatmap(metrics, methods="FT", experts="up")
+    for panel, column in zip(figure.axes[:2], ("delta_m", "delta_d"), strict=True):
+        assert [label.get_text() for label in panel.get_yticklabels()] == ["2", "10"]
+        cells = panel.collections[0].get_array()
+        for row, expert in enumerate((2, 10)):
+            of_expert = metrics[metrics["expert"] == expert].sort_values("layer")
+            np.testing.assert_array_equal(cells[row], of_expert[column])
+    assert "experts of up" in figure.caption
+    with pytest.raises(ComparisonError, match=r"no experts of 'q' .* with experts are up"):
+        heatmap(metrics, methods="FT", experts="q")

@@ -21,6 +21,7 @@ _COLUMN_TYPES = {
     "length": "Int64",
     "zero_vectors": "Int64",
     "rank": "Int64",
+    "expert": "Int64",
 }
 _TEXT = ("method", "module", "name", "axis", "base_dtype", "tuned_dtype", "update", "run", "grid")
 _ROLE_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
@@ -45,7 +46,7 @@ def metrics_table(rows: Sequence[MatrixChange], methods: Sequence[str]) -> pd.Da
         "_stack": [stack for stack, _, _ in split],
         "_role": [role.get(name, len(role)) for _, _, name in split],
     }
-    order = ["_method", "_run", "step", "_stack", "layer", "_role"]
+    order = ["_method", "_run", "step", "_stack", "layer", "_role", "expert"]
     by = table.assign(**keys).sort_values(order, kind="stable")
     return by.drop(columns=list(keys)).reset_index(drop=True)
 
@@ -141,6 +142,19 @@ def keep_changed(table: pd.DataFrame, planned: Plan) -> tuple[pd.DataFrame, list
             f"unchanged in every method and left out: {_shortened(left_out)} (modules = all keeps all)"
         )
     return table[kept].reset_index(drop=True), warnings
+
+
+UNRELATED = 0.5
+"""The mean ΔD of a method from which on its weights may not be those of the base; of unrelated weights it is near 1."""
+
+
+def unrelated(table: pd.DataFrame) -> list[str]:
+    """A sentence on every method of which the weights hardly have anything to do with the base's."""
+    means = table.groupby("method", sort=False)["delta_d"].mean()
+    return [
+        f"{method} has a mean ΔD of {mean:.2f}, and unrelated weights have 1: was it tuned from this model?"
+        for method, mean in means[means > UNRELATED].items()
+    ]
 
 
 def _shortened(names: Sequence[str], most: int = 6) -> str:

@@ -42,10 +42,21 @@ SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"^(layers\.\d+\.attention)\.output\.dense\.", r"\1.o_proj."),
     (r"^(layers\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
     (r"^(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    # Experts of a layer: as on disk → as in memory since Transformers 5.
+    (r"\.block_sparse_moe\.", ".mlp."),
+    (r"\.mlp\.router\.layer\.", ".mlp.router."),
+    (r"\.mlp\.experts\.(\d+)\.w1\.", r".mlp.experts.\1.gate_proj."),
+    (r"\.mlp\.experts\.(\d+)\.w3\.", r".mlp.experts.\1.up_proj."),
+    (r"\.mlp\.experts\.(\d+)\.w2\.", r".mlp.experts.\1.down_proj."),
+    (r"\.mlp\.(?:experts\.fc1|input_linear)\.weight$", ".mlp.experts.gate_up_proj"),
+    (r"\.mlp\.(?:experts\.fc2|output_linear)\.weight$", ".mlp.experts.down_proj"),
     (r"(^|\.)parametrizations\.weight\.original0$", r"\1weight_g"),
     (r"(^|\.)parametrizations\.weight\.original1$", r"\1weight_v"),
 )
 """Spellings of one name and the canonical one; applied in order, after wrappers and roots are gone."""
+
+TEXT_MODELS = r"^(?:language_model|text_model|thinker)\."
+"""What the canonical names of a text model's tensors begin with inside a multimodal one."""
 
 _INPUT_EMBEDDINGS = (
     *("shared.weight", "decoder.embed_tokens.weight", "embed_tokens.weight"),
@@ -74,57 +85,108 @@ NOT_MATRICES = (
     r"(^|\.)lora_[^.]*(\.|$)"
     r"|(^|[._])bias$"
     r"|(^|\.)([^.]*_token|position_ids|token_type_ids|inv_freq|freqs_cis|(cos|sin)_cached|num_batches_tracked"
-    r"|running_(mean|var)|weight_g|original0"
-    r"|scales|qzeros|g_idx|absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_scale(_inv|_2)?)$"
+    r"|running_(mean|var)|weight_g|original0)$"
+    # what quantised formats keep beside a weight's codes
+    r"|(^|[._:])(scales?|scale_inv|weight_scale_2|(q|input_|weight_)?(zeros|zero_points?)|biases|g_idx"
+    r"|(nested_)?(absmax|quant_map)|SCB)$"
 )
-"""Names of tensors that are no weight matrix whatever their shape: biases, buffers, scales."""
+"""Names of tensors that are no weight matrix whatever their shape: biases, buffers, scales, zeros."""
+
+CONVOLUTION = r"(?i)conv|patch|upsampl|downsampl"
+"""What the name of a convolution of one dimension says; any other tensor of three dimensions is no matrix."""
 
 # --- stacks and roles ---------------------------------------------------------------------------------------
 
 STACKS: Mapping[str, str] = MappingProxyType(
     {
-        "text_model": "text",
-        "language_model": "text",
-        "vision_model": "vision",
-        "vision_tower": "vision",
-        "visual": "vision",
-        "audio_tower": "audio",
+        "global_transformer": "vision_global",
+        "talker": "talker",
+        **dict.fromkeys(("text_model", "language_model"), "text"),
+        **dict.fromkeys(("vision_model", "vision_tower", "visual"), "vision"),
+        **dict.fromkeys(("audio_tower", "audio_model"), "audio"),
         "encoder": "encoder",
         "decoder": "decoder",
+        **dict.fromkeys(("down_blocks", "input_blocks"), "down"),
+        **dict.fromkeys(("mid_block", "middle_block"), "mid"),
+        **dict.fromkeys(("up_blocks", "output_blocks"), "up"),
+        "double_blocks": "double",
+        **dict.fromkeys(("single_transformer_blocks", "single_blocks"), "single"),
     }
 )
-"""Components that say in which stack of layers a tensor lies; the leftmost in a name counts."""
+"""Components that say in which stack of layers a tensor lies; of several in a name the first row counts."""
 
-EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
+BRANCHES: tuple[tuple[str, str], ...] = (
+    ("cross", r"encoder_attn|EncDecAttention|crossattention|cross_attn|attn2|multihead_attn"),
+    ("shared", r"shared_experts?|shared_mlp"),
+    ("linear", r"linear_attn"),
+    ("context", r"add_[qkv]_proj|to_add_out|ff_context|txt_(?:attn|mlp)|context_block"),
+)
+"""Components inside a layer, and what goes before a role there in place of the stack: keys and values come from
+another stack, an expert that all tokens share, attention of linear cost, the text's projections in an image model."""
+
+NESTED_LISTS = frozenset(
+    {"attentions", "blocks", "layers", "motion_modules", "resnets", "transformer_blocks"}
+    | {"downsamplers", "upsamplers"}
+)
+"""Lists of layers within a list, where they directly follow its number: ``down_blocks.0.attentions.1``. What a stack
+has of them is counted through, from 0."""
+
+# --- experts ------------------------------------------------------------------------------------------------
+
+EXPERT = re.compile(r"(?:^|\.)experts\.(?:expert_)?(\d+)\.")
 """The number of an expert whose matrices are stored each by itself."""
 
-CROSS_ATTENTION = frozenset({"encoder_attn", "EncDecAttention", "crossattention", "cross_attn", "attn2"})
-"""Components that say that keys and values come from another stack; such modules are called ``cross.q`` …"""
+EXPERT_STACKS: tuple[tuple[str, str], ...] = (
+    ("gate_up", r"experts\.gate_up_proj"),
+    ("gate", r"experts\.(?:gate_proj|mlp\.w1)"),
+    ("up", r"experts\.(?:up_proj|mlp\.v1)"),
+    ("down", r"experts\.(?:down_proj|mlp\.w2)"),
+)
+"""Tensors of three dimensions that hold one matrix for each expert, and the matrix's role."""
 
-_ATTENTION = r"[^.]*(?i:attn|attention)[^.]*\.(?:self\.)?"
+FLAT_EXPERTS = r"experts\.mlp\.[wv]\d$"
+"""Such tensors of which the experts' rows follow one another in two dimensions (DBRX)."""
+
+FLAT_IN_BY_OUT = r"experts\.mlp\.w2$"
+"""Those of them whose matrices are stored as in × out."""
+
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts")
+"""Configuration keys of the number of experts."""
+
+_ATTENTION = r"[^.]*(?i:attn|attention)[^.]*\.(?:self\.|\d+\.)?"
 
 LAYER_ROLES: tuple[tuple[str, str], ...] = (
     ("kv", r"crossattention\.c_attn"),
-    ("qkv", rf"{_ATTENTION}(?:c_attn|in_proj_weight|qkv|qkv_proj|query_key_value|W_pack|Wqkv|wqkv)"),
-    ("q", rf"q_proj|{_ATTENTION}(?:q|q_attn|q_lin|query|query_proj|to_q|wq)"),
-    ("k", rf"k_proj|{_ATTENTION}(?:k|k_lin|key|key_proj|to_k|wk)"),
-    ("v", rf"v_proj|{_ATTENTION}(?:v|v_lin|value|value_proj|to_v|wv)"),
+    (
+        "qkv",
+        rf"{_ATTENTION}(?:c_attn|in_proj_qkv|in_proj_weight|qkv|qkv_proj|query_key_value|W_pack|Wqkv|wqkv)",
+    ),
+    ("qkvz", r"linear_attn\.in_proj_qkvz"),
+    ("ba", r"linear_attn\.in_proj_ba"),
+    ("q_a", rf"q_a_proj|{_ATTENTION}wq_a"),
+    ("q_b", rf"q_b_proj|{_ATTENTION}wq_b"),
+    ("kv_a", rf"kv_a_proj(?:_with_mqa)?|{_ATTENTION}wkv_a"),
+    ("kv_b", rf"kv_b_proj|{_ATTENTION}wkv_b"),
+    ("q", rf"(?:add_)?q_proj|{_ATTENTION}(?:q|q_attn|q_lin|query|query_proj|to_q|wq)"),
+    ("k", rf"(?:add_)?k_proj|{_ATTENTION}(?:k|k_lin|key|key_proj|to_k|wk)"),
+    ("v", rf"(?:add_)?v_proj|{_ATTENTION}(?:v|v_lin|value|value_proj|to_v|wv)"),
     (
         "o",
-        rf"o_proj|{_ATTENTION}(?:c_proj|dense|o|out_lin|out_proj|output\.dense|proj|to_out\.0|[wW]o)",
+        rf"o_proj|{_ATTENTION}(?:c_proj|dense|o|out|out_lin|out_proj|output\.dense|proj|to_add_out|to_out\.0|[wW]o)",
     ),
-    ("router", r"(?:block_sparse_moe|feed_forward|ffn|mlp)\.(?:gate|router)"),
-    ("gate_up", r"gate_up_proj|mlp\.(?:Wi|weights_in)"),
+    ("router", r"(?:feed_forward|ffn|mlp)\.(?:gate|router|router\.layer)"),
+    ("gate_up", r"gate_up_proj|mlp\.(?:Wi|weights_in)|shared_mlp\.input_linear"),
     ("gate", r"gate_proj|wi_0|(?:experts\.\d+|feed_forward)\.w1|mlp\.w2"),
     (
         "up",
         r"up_proj|wi|wi_1|(?:experts\.\d+|feed_forward)\.w3|mlp\.w1|c_fc|dense_h_to_4h|fc1|fc_in|ffn|intermediate\.dense"
-        r"|feed_forward\.intermediate_dense|lin1|linear1",
+        r"|feed_forward\.intermediate_dense|lin1|linear1|(?:mlp|ff|ff_context)\.(?:net\.)?0(?:\.proj)?",
     ),
     (
         "down",
         r"down_proj|wo|(?:experts\.\d+|feed_forward)\.w2|mlp\.(?:c_proj|Wo|weights_out)|dense_4h_to_h|fc2|fc_out"
-        r"|ffn_output|output\.dense|feed_forward\.output_dense|lin2|linear2",
+        r"|ffn_output|output\.dense|feed_forward\.output_dense|lin2|linear2|shared_mlp\.output_linear"
+        r"|(?:mlp|ff|ff_context)\.(?:net\.)?2",
     ),
 )
 """Roles of the matrices in a layer; the first row that matches counts. A two-layer MLP is up, then down."""
@@ -149,8 +211,12 @@ MODEL_ROLES: tuple[tuple[str, str], ...] = (
 EMBEDDINGS = frozenset({"embed", "pos_embed", "type_embed", "rel_bias"})
 """Roles stored as number of embeddings × dimension; the output is the dimension, as in PEFT."""
 
-ATTENTION_ROLES = frozenset({"q", "k", "v", "o", "kv", "qkv"})
-"""Roles, without stack, of attention projections; ``qkv`` and ``kv`` are fused ones that cannot be split."""
+ATTENTION_ROLES = frozenset({"q", "k", "v", "o", "kv", "qkv", "qkvz", "ba"} | {"q_a", "q_b", "kv_a", "kv_b"})
+"""Roles, without stack, of attention projections; ``qkv``, ``kv``, ``qkvz`` and ``ba`` are fused ones that are not
+split, ``q_a`` to ``kv_b`` the factors of DeepSeek's latent attention."""
+
+ATTENTION_MODULE = re.compile(r"(?i)attn|attention")
+"""What the name of an attention block has in it."""
 
 # --- fused projections --------------------------------------------------------------------------------------
 
@@ -168,28 +234,37 @@ class Fused:
         Roles in a group, first to last.
     groups
         A number, or ``"heads"`` or ``"kv_heads"`` of the model.
+    alternating
+        Whether single outputs take turns instead: gate, up, gate, up …
     """
 
     order: tuple[str, ...]
     groups: int | str = 1
+    alternating: bool = False
 
 
 CONTIGUOUS = Fused(("q", "k", "v"))
 PER_HEAD = Fused(("q", "k", "v"), groups="heads")
 PER_KV_HEAD = Fused(("q", "k", "v"), groups="kv_heads")
 
-FUSED: Mapping[str, Fused] = MappingProxyType(
-    {"qkv": CONTIGUOUS, "kv": Fused(("k", "v")), "gate_up": Fused(("gate", "up"))}
+FUSED: Mapping[str, Fused | None] = MappingProxyType(
+    {"qkv": None, "kv": Fused(("k", "v")), "gate_up": Fused(("gate", "up")), "up_gate": Fused(("up", "gate"))}
 )
-"""The layout of a fused role where a family has no other."""
+"""The layout of a fused role where a family has no other; None where a name alone does not tell it."""
+
+GEGLU = re.compile(r"ff\.net\.0\.proj$"), "ff.net.2"
+"""A matrix of diffusers that is up, or up and gate where it is twice as wide as what the second takes in."""
+
+CONTIGUOUS_QKV = r"(?i:attn|attention)[^.]*\.(?:qkv|Wqkv|W_pack|in_proj_weight)$"
+"""Names of fused attention projections that hold q, k and v one after the other in every model that has them."""
 
 
 @dataclass(frozen=True)
 class Family:
     """Models that name and lay out their matrices alike.
 
-    A configuration chooses the first family with its model type whose `when` holds; without one, the first
-    whose `mark` is found in a stored name.
+    A configuration chooses the first family with its model type whose `when` holds; otherwise the first counts whose
+    `mark` is found in a stored name, but none of other model types than the configuration's.
 
     Attributes
     ----------
@@ -207,6 +282,8 @@ class Family:
         The number of key and value heads where the configuration does not tell it or tells another.
     conv1d
         Pattern of the matrices that are stored as in × out.
+    gate_up
+        Layout of gate and up in experts that are stored as in × out; None where it is not known.
     renamed
         Roles that mean another in this family.
     """
@@ -215,9 +292,10 @@ class Family:
     types: frozenset[str] = frozenset()
     when: tuple[str, object] | None = None
     mark: str | None = None
-    qkv: Fused | None = CONTIGUOUS
+    qkv: Fused | None = None
     kv_heads: int | None = None
     conv1d: str | None = None
+    gate_up: Fused | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -225,8 +303,12 @@ _FALCON = frozenset({"falcon", "RefinedWeb", "RefinedWebModel"})
 _GPT2 = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CHATGLM = frozenset({"chatglm"})
 _BIGCODE = frozenset({"gpt_bigcode"})
+_MINIMAX = frozenset({"minimax", "minimax_text_01", "minimax_m1"})
+_LLAMA4 = frozenset({"llama4", "llama4_text"})
+_QWEN3_VL_MOE = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
+_PHI3 = frozenset({"phi3", "phi3_v", "phi4_multimodal", "phi4mm"})
 
-GPT2 = Family("gpt2", types=_GPT2, conv1d=r"\.(?:c_attn|c_fc|c_proj|q_attn)$")
+GPT2 = Family("gpt2", types=_GPT2, qkv=CONTIGUOUS, conv1d=r"\.(?:c_attn|c_fc|c_proj|q_attn)$")
 
 CONV1D_EVIDENCE: tuple[tuple[str, int], ...] = (
     (r"attn\.c_attn\.weight$", 1),
@@ -238,11 +320,17 @@ CONV1D_EVIDENCE: tuple[tuple[str, int], ...] = (
 FAMILIES: tuple[Family, ...] = (
     GPT2,
     Family("gpt_bigcode", types=_BIGCODE, when=("multi_query", False), qkv=PER_HEAD),
-    Family("gpt_bigcode", types=_BIGCODE, kv_heads=1),
+    Family("gpt_bigcode", types=_BIGCODE, qkv=CONTIGUOUS, kv_heads=1),
     Family("falcon", types=_FALCON, when=("new_decoder_architecture", True), qkv=PER_KV_HEAD),
     Family("falcon", types=_FALCON, when=("multi_query", False), qkv=PER_HEAD),
-    Family("falcon", types=_FALCON, kv_heads=1),
-    Family("chatglm", types=_CHATGLM, when=("multi_query_attention", True), renamed={"up": "gate_up"}),
+    Family("falcon", types=_FALCON, qkv=CONTIGUOUS, kv_heads=1),
+    Family(
+        "chatglm",
+        types=_CHATGLM,
+        when=("multi_query_attention", True),
+        qkv=CONTIGUOUS,
+        renamed={"up": "gate_up"},
+    ),
     Family("chatglm", types=_CHATGLM, qkv=PER_HEAD),
     Family("bloom", types=frozenset({"bloom"}), mark=r"word_embeddings_layernorm", qkv=PER_HEAD),
     Family(
@@ -258,9 +346,22 @@ FAMILIES: tuple[Family, ...] = (
         mark=r"h\.\d+\.attn\.qkv_proj",
         qkv=Fused(("q", "v", "k"), groups=4),
     ),
-    Family("qwen", types=frozenset({"qwen"}), mark=r"h\.\d+\.mlp\.w2"),
-    Family("bloom or falcon", mark=r"self_attention\.query_key_value", qkv=None),
-    Family("gpt_bigcode or a relative", mark=r"attn\.c_attn", qkv=None),
+    Family("qwen", types=frozenset({"qwen"}), mark=r"h\.\d+\.mlp\.w2", qkv=CONTIGUOUS),
+    Family("persimmon", types=frozenset({"persimmon"}), mark=r"self_attn\.query_key_value", qkv=PER_HEAD),
+    Family("fuyu", types=frozenset({"fuyu"}), qkv=PER_HEAD),
+    Family("minimax", types=_MINIMAX, mark=r"self_attn\.output_gate", qkv=PER_HEAD),
+    Family(
+        "gpt_oss",
+        types=frozenset({"gpt_oss"}),
+        mark=r"experts\.gate_up_proj_bias",
+        gate_up=Fused(("gate", "up"), alternating=True),
+    ),
+    Family("llama4", types=_LLAMA4, mark=r"feed_forward\.experts\.gate_up_proj", gate_up=FUSED["gate_up"]),
+    Family("aria", types=frozenset({"aria", "aria_text"}), gate_up=FUSED["gate_up"]),
+    Family("qwen3_vl_moe", types=_QWEN3_VL_MOE, gate_up=FUSED["gate_up"]),
+    Family("dbrx", types=frozenset({"dbrx"}), mark=r"experts\.mlp\.v1"),
+    Family("bloom or falcon", mark=r"self_attention\.query_key_value"),
+    Family("gpt_bigcode or a relative", mark=r"attn\.c_attn"),
     Family("t5", mark=r"SelfAttention|EncDecAttention"),
     Family("bart", mark=r"encoder_attn"),
     Family("clip", mark=r"(?:text|vision)_model\.encoder\.layers"),
@@ -278,7 +379,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("mpt", mark=r"blocks\.\d+\.(?:norm_attn_norm\.)?attn\.Wqkv"),
     Family("gpt_neo", mark=r"attn\.attention\.[qkv]_proj"),
     Family("gptj", mark=r"h\.\d+\.attn\.[qkv]_proj"),
-    Family("phi3", mark=r"self_attn\.qkv_proj"),
+    Family("phi3", types=_PHI3, mark=r"self_attn\.qkv_proj", qkv=CONTIGUOUS),
     Family("baichuan", mark=r"self_attn\.W_pack"),
     Family("phi", mark=r"self_attn\.dense\."),
     Family("mixtral", mark=r"block_sparse_moe\."),
@@ -287,7 +388,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 """Families in the order in which they are tried."""
 
-UNKNOWN = Family("unknown", qkv=None)
+UNKNOWN = Family("unknown")
 
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 KV_HEADS = (
@@ -301,7 +402,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "vision": ("vision_config", "encoder"),
         "audio": ("audio_config", "encoder"),
         "encoder": ("", "encoder"),
-        "": ("", "text_config", "decoder"),
+        "": ("", "text_config", "decoder", "thinker_config", "ffn_config"),
     }
 )
 """Where a configuration keeps a stack's settings (``""``: at the top); stacks not listed count as ``""``."""

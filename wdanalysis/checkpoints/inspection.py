@@ -155,7 +155,7 @@ def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
     architecture = recognise(shapes, None if checkpoint.is_adapter else checkpoint.config)
     found: dict[str, list[tuple[int | None, tuple[int, int]]]] = {}
     for name, shape in shapes.items():
-        if matrix := architecture.matrix(name, shape):
+        for matrix in architecture.matrices(name, shape):
             for part in matrix.parts:
                 found.setdefault(part.module, []).append((matrix.layer, matrix.shape_of(part)))
     return CheckpointSummary(

@@ -11,7 +11,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from wdanalysis.checkpoints.names import Architecture, Matching, Matrix, NameIndex, Part, match, recognise
+from wdanalysis.checkpoints.architectures import EXPERT
+from wdanalysis.checkpoints.experts import expert_role
+from wdanalysis.checkpoints.names import (
+    Architecture,
+    Matching,
+    Matrix,
+    NameIndex,
+    Part,
+    canonical,
+    match,
+    model_types,
+    recognise,
+)
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.errors import ComparisonError
 
@@ -23,7 +35,8 @@ class StoredMatrix(Matrix):
     Attributes
     ----------
     tensor
-        Where its numbers are. It may have another name: a matrix that is tied is kept under that of the other.
+        Where its numbers are. It may have another name: a matrix that is tied is kept under that of the other, that of
+        an expert is a share of its stack.
     """
 
     tensor: StoredTensor = field(kw_only=True)
@@ -34,6 +47,11 @@ class StoredMatrix(Matrix):
         return self.tensor.dtype
 
     @property
+    def stored_name(self) -> str:
+        """That of the tensor that holds its numbers, maybe with those of other experts."""
+        return self.tensor.name if self.of_stack is None else self.tensor.name.rpartition("[")[0]
+
+    @property
     def nbytes(self) -> int:
         """Of the rows that count, for a float dtype."""
         return self.rows * self.row_length * self.tensor.itemsize
@@ -42,7 +60,14 @@ class StoredMatrix(Matrix):
         """Return the matrix of the first rows as stored: a vocabulary before it grew."""
         cut = replace(self, shape=(rows, *self.shape[1:]))
         runs = (tuple((start, min(stop, cut.outputs)) for start, stop in part.runs) for part in self.parts)
-        return replace(cut, parts=tuple(map(Part, (part.module for part in self.parts), runs)))
+        parts = zip(self.parts, runs, strict=True)
+        return replace(cut, parts=tuple(replace(part, runs=of_part) for part, of_part in parts))
+
+    def share_of(self, tensor: StoredTensor) -> StoredTensor:
+        """Return of a tensor that is shaped as the base's what this matrix is of it."""
+        if self.of_stack is None or self.expert is None:
+            return tensor
+        return tensor.of_stack(self.expert, self.of_stack)
 
     def turned(self) -> StoredMatrix | None:
         """Return the matrix read the other way round; None where several projections share its outputs."""
@@ -113,7 +138,8 @@ class Model:
     architecture
         How their names are read.
     matrices
-        Every weight matrix by its stored name, in the order of the files.
+        Every weight matrix by its stored name, in the order of the files; those of a stack of experts by its name and
+        their index, ``experts.gate_up_proj[3]``.
     """
 
     checkpoint: Checkpoint
@@ -126,12 +152,13 @@ class Model:
         return None if matrix is None else StoredMatrix(**vars(matrix), tensor=tensor)
 
     @property
-    def expert_stacks(self) -> list[str]:
-        """The names of 3-D tensors that hold a matrix for each expert, which are not read as matrices."""
+    def unread_stacks(self) -> list[str]:
+        """The names of weights of three dimensions of which no matrix could be made out."""
+        read = {matrix.stored_name for matrix in self.matrices.values()}
         return [
             name
             for name, tensor in self.checkpoint.tensors.items()
-            if len(tensor.shape) == 3 and "experts" in name.split(".")
+            if name not in read and self.architecture.is_unread_stack(name, tensor.shape)
         ]
 
     def match(self, tuned: Checkpoint) -> Matching:
@@ -181,8 +208,73 @@ def describe(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None) ->
     """
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     model = Model(checkpoint, recognise(shapes, checkpoint.config or config), {})
-    read = ((name, model.matrix_of(tensor, name)) for name, tensor in checkpoint.tensors.items())
-    return replace(model, matrices={name: matrix for name, matrix in read if matrix is not None})
+    matrices = {
+        matrix.name: StoredMatrix(**vars(matrix), tensor=tensor)
+        for name, tensor in checkpoint.tensors.items()
+        for matrix in model.architecture.matrices(name, tensor.shape)
+    }
+    of_tensors = {
+        name: replace(matrix, tensor=matrix.share_of(matrix.tensor)) for name, matrix in matrices.items()
+    }
+    return replace(model, matrices=of_tensors)
+
+
+def has_experts_apart(checkpoint: Checkpoint) -> bool:
+    """Whether it holds or adapts experts each by itself, and not in stacks."""
+    names = (*checkpoint.tensors, *(f"{update.module}.weight" for update in checkpoint.updates))
+    return any(EXPERT.search(name) for name in names)
+
+
+def with_experts_apart(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with each expert's gate, up and down under a name of its own, as models had them on disk.
+
+    Stacks of which the experts lie as in × out, or gate and up take turns, are left: no model has them apart.
+    """
+    if not any(map(_above_experts, checkpoint.tensors)):
+        return checkpoint
+    architecture = describe(checkpoint).architecture
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        matrices = architecture.matrices(name, tensor.shape)
+        above = _above_experts(name)
+        parts = [part for matrix in matrices for part in matrix.parts]
+        is_split = bool(matrices) and all(matrix.of_stack and not matrix.in_by_out for matrix in matrices)
+        if above is None or not is_split or any(part.role == "gate_up" or part.stride > 1 for part in parts):
+            tensors[name] = tensor
+            continue
+        for matrix in matrices:
+            of_expert = StoredMatrix(**vars(matrix), tensor=tensor).share_of(tensor)
+            for part in matrix.parts:
+                own_name = f"{above}.{matrix.expert}.{part.role}_proj.weight"
+                tensors[own_name] = of_expert.rows_between(*part.runs[0], own_name)
+    return replace(checkpoint, tensors=tensors)
+
+
+def _above_experts(name: str) -> str | None:
+    """``….experts`` of ``….experts.gate_up_proj``; None where that is no name of a stack."""
+    above = name.removesuffix(".weight").rpartition(".")[0]
+    return (
+        above if above.endswith(".experts") and expert_role(canonical(name).removesuffix(".weight")) else None
+    )
+
+
+def types_mismatch(base: Checkpoint, tuned: Checkpoint) -> str | None:
+    """Return a sentence where two models say in `config.json` that they are of different types.
+
+    A text model is of the type of the multimodal model that has it.
+    """
+    types = [model_types(checkpoint.config or {}) for checkpoint in (base, tuned)]
+    ours, theirs = ({name.removesuffix("_text") for name in of_one} for of_one in types)
+    if tuned.is_adapter or not ours or not theirs or ours & theirs:
+        return None
+    named = [
+        str((checkpoint.config or {}).get("model_type") or min(of_one))
+        for checkpoint, of_one in zip((base, tuned), types, strict=True)
+    ]
+    return (
+        f"{tuned.path} is of the type {named[1]} by its config.json and BASE of the type {named[0]}: are they the same "
+        "model?"
+    )
 
 
 def _check_magnitude(update: LowRankUpdate) -> None:

@@ -10,17 +10,24 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from wdanalysis.checkpoints.architectures import (
+    ATTENTION_MODULE,
     ATTENTION_ROLES,
+    BRANCHES,
+    CONTIGUOUS,
+    CONTIGUOUS_QKV,
     CONV1D_EVIDENCE,
-    CROSS_ATTENTION,
+    CONVOLUTION,
     EMBEDDINGS,
     EXPERT,
+    EXPERT_COUNTS,
     FAMILIES,
     FUSED,
+    GEGLU,
     GPT2,
     HEADS,
     KV_HEADS,
@@ -32,11 +39,14 @@ from wdanalysis.checkpoints.architectures import (
     SPELLINGS,
     STACKS,
     STAND_INS,
+    TEXT_MODELS,
     UNKNOWN,
     WRAPPERS,
     Family,
     Fused,
 )
+from wdanalysis.checkpoints.experts import ExpertStacks, expert_role, is_flat_stack
+from wdanalysis.checkpoints.places import Layers, branch_of, place, stack_of
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, WdAnalysisError
 
@@ -49,7 +59,10 @@ __all__ = [
     "NameIndex",
     "Part",
     "canonical",
+    "closest",
+    "is_in_attention",
     "match",
+    "model_types",
     "recognise",
 ]
 
@@ -75,6 +88,15 @@ def canonical(name: str) -> str:
     return name
 
 
+def text_canonical(name: str) -> str:
+    """Return the canonical name that a text model has by itself, of one that may lie in a multimodal model.
+
+    >>> text_canonical("model.language_model.layers.0.mlp.up_proj.weight")
+    'layers.0.mlp.up_proj.weight'
+    """
+    return canonical(re.sub(TEXT_MODELS, "", canonical(name)))
+
+
 def _stem(name: str) -> str:
     return canonical(name).removesuffix(".weight").removesuffix(".weight_v")
 
@@ -93,13 +115,19 @@ class NameIndex:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._by_canonical: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_text: defaultdict[str, list[str]] = defaultdict(list)
         self._names = frozenset(names)
         for name in sorted(self._names):
             self._by_canonical[canonical(name)].append(name)
+            self._by_text[text_canonical(name)].append(name)
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """Return every stored name that is `name` but for wrappers, root prefix and spelling, sorted."""
-        return tuple(self._by_canonical.get(canonical(name), ()))
+        """Return every stored name that is `name` but for wrappers, root prefix and spelling, sorted.
+
+        Where there is none, those that are so but for a text model's place in a multimodal one.
+        """
+        found = self._by_canonical.get(canonical(name)) or self._by_text.get(text_canonical(name))
+        return tuple(found or ())
 
     def find(self, name: str) -> str | None:
         """Return `name` where it is stored, otherwise its one stored spelling; None where there is none.
@@ -218,6 +246,30 @@ def match(
     )
 
 
+def closest(theirs: Iterable[str], ours: Iterable[str], most: int = 3) -> list[tuple[str, str]]:
+    """Return the pairs of most alike names, the best first; the first stands for all that differ in numbers alone.
+
+    >>> closest(["h.0.attn.q", "h.1.attn.q"], ["layers.0.attn.q", "norm"])
+    [('h.0.attn.q', 'layers.0.attn.q')]
+    """
+    there, here = (_examples(names) for names in (theirs, ours))
+    pairs = []
+    for pattern, name in there.items():
+        for found in get_close_matches(pattern, here, n=1, cutoff=0.5):
+            pairs.append((SequenceMatcher(None, pattern, found).ratio(), name, here[found]))
+    return [(name, found) for _, name, found in sorted(pairs, key=lambda pair: -pair[0])[:most]]
+
+
+def _examples(names: Iterable[str], most: int = 80) -> dict[str, str]:
+    """The first names by what they are without numbers."""
+    examples: dict[str, str] = {}
+    for name in names:
+        if len(examples) >= most:
+            break
+        examples.setdefault(re.sub(r"\d+", "#", name), name)
+    return examples
+
+
 # --- architectures ------------------------------------------------------------------------------------------
 
 
@@ -232,10 +284,13 @@ class Part:
         ``vision.up``; for a matrix that is not recognised, its name without layer.
     runs
         Half-open ranges along the output dimension, in order; those of all parts cover it once.
+    stride
+        Of a run every so manieth output is the part's, from its first on.
     """
 
     module: str
     runs: tuple[tuple[int, int], ...]
+    stride: int = 1
 
     @property
     def role(self) -> str:
@@ -245,7 +300,11 @@ class Part:
     @property
     def size(self) -> int:
         """How many outputs it has."""
-        return sum(stop - start for start, stop in self.runs)
+        return sum(len(range(start, stop, self.stride)) for start, stop in self.runs)
+
+
+_Share: TypeAlias = tuple[tuple[tuple[int, int], ...], int]
+"""Runs and stride of a part."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +323,8 @@ class Matrix:
         ``encoder``, ``decoder``, ``cross``, ``vision`` … where the name tells it, otherwise empty.
     expert
         Index of the expert among its layer's; None outside of experts.
+    of_stack
+        The number of experts whose matrices the tensor holds, one after the other; None where it holds this alone.
     in_by_out
         Whether it is stored as in × out: GPT-2's Conv1D, and embeddings (number × dimension).
     parts
@@ -283,6 +344,7 @@ class Matrix:
     parts: tuple[Part, ...]
     recognised: bool
     note: str | None = None
+    of_stack: int | None = None
 
     @property
     def rows(self) -> int:
@@ -329,6 +391,9 @@ class Architecture:
     several_stacks: bool = False
     _family: Family = field(default=UNKNOWN, repr=False, compare=False)
     _config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _layers: Layers = field(default_factory=Layers, repr=False, compare=False)
+    _experts: ExpertStacks = field(default_factory=ExpertStacks, repr=False, compare=False)
+    _geglu: frozenset[str] = field(default_factory=frozenset, repr=False, compare=False)
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix | None:
         """Say how to read a stored tensor as a weight matrix.
@@ -343,60 +408,109 @@ class Architecture:
         Returns
         -------
         Matrix or None
-            None where it is no matrix: a bias, norm, scalar or buffer, or experts fused in three dimensions.
+            None where it is no matrix: a bias, norm, scalar or buffer, or a stack of experts (see `matrices`).
         """
         if not _is_matrix(name, shape):
             return None
         stem = _stem(name)
         role = _role(stem)
-        layer, rest = _layer(stem)
         expert = EXPERT.search(name)
-        matrix = Matrix(
-            name=name,
-            shape=shape,
-            layer=layer,
-            stack="cross" if _is_cross_attention(name) else _stack(name),
-            expert=int(expert[1]) if expert else None,
-            in_by_out=False,
-            parts=(Part(rest, ((0, shape[0]),)),),
-            recognised=role is not None,
-            note=_weight_norm_note(name),
-        )
+        matrix = self._matrix(name, shape, role, int(expert[1]) if expert else None)
         if role is None:
             return matrix
 
-        role = self._family.renamed.get(role, role)
+        role = "up_gate" if stem in self._geglu else self._family.renamed.get(role, role)
         in_by_out = role in EMBEDDINGS or bool(self._family.conv1d and re.search(self._family.conv1d, stem))
         matrix = replace(matrix, in_by_out=in_by_out and len(shape) == 2)
-        shares = self._shares(role, _stack(name), matrix.outputs, matrix.inputs)
+        return self._split(matrix, role, self._shares(role, stem, stack_of(name), matrix))
+
+    def matrices(self, name: str, shape: tuple[int, ...]) -> tuple[Matrix, ...]:
+        """Say which weight matrices a stored tensor holds: one, none, or one for each expert of a stack.
+
+        Parameters
+        ----------
+        name, shape
+            As in `matrix`.
+        """
+        if (role := expert_role(_stem(name))) is None or len(shape) != (
+            2 if is_flat_stack(_stem(name)) else 3
+        ):
+            matrix = self.matrix(name, shape)
+            return () if matrix is None else (matrix,)
+        count = shape[0] if len(shape) == 3 else self._setting(EXPERT_COUNTS, "") or self._experts.count
+        if not count or not math.prod(shape) or math.prod(shape[:-1]) % count:
+            return ()
+        of_one = (math.prod(shape[:-1]) // count, shape[-1])
+        in_by_out = self._experts.in_by_out(_stem(name))
+        matrix = self._matrix(name, of_one, role, expert=None)
+        matrix = replace(matrix, in_by_out=in_by_out, of_stack=count)
+        layout = self._family.gate_up or (None if in_by_out else FUSED["gate_up"])
+        shares = (
+            _runs(layout, matrix.outputs, {"gate": 1, "up": 1}, 1) if role == "gate_up" and layout else None
+        )
+        matrix = self._split(matrix, role, shares)
+        return tuple(replace(matrix, name=f"{name}[{expert}]", expert=expert) for expert in range(count))
+
+    def is_unread_stack(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor looks like weights in three dimensions (or experts in two) that `matrices` does not know."""
+        is_stack = len(shape) == 3 or is_flat_stack(_stem(name))
+        return (
+            is_stack
+            and min(shape[-2:]) > 1
+            and not re.search(NOT_MATRICES, name)
+            and not self.matrices(name, shape)
+        )
+
+    def _matrix(self, name: str, shape: tuple[int, ...], role: str | None, expert: int | None) -> Matrix:
+        """A matrix out × in, of one part."""
+        stem = _stem(name)
+        return Matrix(
+            name=name,
+            shape=shape,
+            layer=self._layers.of_name(stem),
+            stack=branch_of(name) or stack_of(name),
+            expert=expert,
+            in_by_out=False,
+            parts=(Part(self._module(name, role), ((0, shape[0]),)),),
+            recognised=role is not None,
+            note=_weight_norm_note(name),
+        )
+
+    def _split(self, matrix: Matrix, role: str, shares: Mapping[str, _Share] | None) -> Matrix:
+        """Divide a matrix among the projections that are fused in it, where it is known how."""
         if role in FUSED and shares is None:
             cannot_tell = (
-                f"the projections fused in '{name}' cannot be told apart without the model type and the number "
-                "of heads in config.json"
+                f"the projections fused in '{matrix.name}' cannot be told apart without a model type that is known and "
+                "the number of heads in config.json"
             )
             matrix = replace(matrix, note=cannot_tell)
-        runs_of = shares or {role: ((0, matrix.outputs),)}
-        parts = tuple(Part(self._prefix(name) + module, runs) for module, runs in runs_of.items())
-        return replace(matrix, parts=parts)
+        shares = shares or {role: (((0, matrix.outputs),), 1)}
+        parts = [Part(self._module(matrix.name, part), *share) for part, share in shares.items()]
+        return replace(matrix, parts=tuple(parts))
 
-    def _prefix(self, name: str) -> str:
-        if _is_cross_attention(name):
-            return "cross."
-        stack = _stack(name) if self.several_stacks else ""
-        return f"{stack}." if stack else ""
+    def _module(self, name: str, role: str | None) -> str:
+        """What the table calls a role of a matrix: the role after branch or stack, or what remains of the name."""
+        stem = _stem(name)
+        apart = self._layers.set_apart(stem)
+        if role is None:
+            return ".".join(filter(None, (apart, place(stem).rest))) or name
+        stack = branch_of(name) or (stack_of(name) if self.several_stacks else "")
+        before = "_".join(filter(None, (stack, apart)))
+        return ".".join(filter(None, (before, role)))
 
-    def _shares(
-        self, role: str, stack: str, size: int, length: int
-    ) -> dict[str, tuple[tuple[int, int], ...]] | None:
+    def _shares(self, role: str, stem: str, stack: str, matrix: Matrix) -> Mapping[str, _Share] | None:
         """Return the runs of each projection fused in `role`; None where that is one, or cannot be split."""
-        fused = self._family.qkv if role == "qkv" else FUSED.get(role)
-        if fused is None:
+        fused = FUSED.get(role)
+        if role == "qkv":
+            fused = CONTIGUOUS if re.search(CONTIGUOUS_QKV, stem) else self._family.qkv
+        if fused is None or branch_of(stem) == "linear":
             return None
+        size = matrix.outputs
         if "q" not in fused.order:
             return _runs(fused, size, dict.fromkeys(fused.order, 1), groups=1)
         heads = self._setting(HEADS, stack)
         if heads is None:
-            if not isinstance(fused.groups, int) or self._family.kv_heads or size != 3 * length:
+            if not isinstance(fused.groups, int) or self._family.kv_heads or size != 3 * matrix.inputs:
                 return None
             heads = kv_heads = fused.groups  # equal thirds that are not interleaved by head
         elif fused.groups == "heads":
@@ -413,8 +527,8 @@ class Architecture:
     def _setting(self, keys: Sequence[str], stack: str) -> int | None:
         for section in _sections(self._config, stack):
             for key in keys:
-                if isinstance(section.get(key), int):
-                    return int(section[key])
+                if isinstance(number := section.get(key), int) and number > 0:
+                    return number
         return None
 
 
@@ -430,37 +544,58 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] |
         no doubt.
     """
     config = config or {}
-    family = _family_of_config(config) or _family_of_names(shapes)
-    stacks = {
-        _stack(name)
+    family = _family_of_config(config) or _family_of_names(shapes, model_types(config))
+    roles = {
+        name: expert_role(_stem(name)) or _role(_stem(name))
         for name, shape in shapes.items()
-        if len(shape) > 1 and _role(_stem(name)) in ATTENTION_ROLES and not _is_cross_attention(name)
+        if _is_matrix(name, shape) or expert_role(_stem(name))
+    }
+    stacks = {
+        stack_of(name)
+        for name, role in roles.items()
+        if role in ATTENTION_ROLES and branch_of(name) != "cross"
     }
     known = family is not UNKNOWN
-    return Architecture(
+    of_stems = {_stem(name): shape for name, shape in shapes.items()}
+    architecture = Architecture(
         family=str(config.get("model_type") or family.name) if known else UNKNOWN.name,
         several_stacks=len(stacks) > 1,
         _family=family,
         _config=config,
+        _experts=ExpertStacks.of(of_stems),
+        _geglu=frozenset(stem for stem in of_stems if _is_geglu(stem, of_stems)),
     )
+    modules = {
+        _stem(name): architecture._module(name, role)
+        for name, role in roles.items()
+        if not EXPERT.search(name)
+    }
+    return replace(architecture, _layers=Layers.of(modules))
+
+
+def model_types(config: Mapping[str, Any]) -> set[str]:
+    """Every `model_type` that a configuration names: the model's and its text model's."""
+    return {str(section["model_type"]) for section in _sections(config, "") if section.get("model_type")}
 
 
 def _family_of_config(config: Mapping[str, Any]) -> Family | None:
     for section in _sections(config, ""):
         for family in FAMILIES:
-            if section.get("model_type") in family.types:
+            if str(section.get("model_type")) in family.types:
                 key, value = family.when or ("model_type", section["model_type"])
                 if section.get(key) == value:
                     return family
     return None
 
 
-def _family_of_names(shapes: Mapping[str, tuple[int, ...]]) -> Family:
+def _family_of_names(shapes: Mapping[str, tuple[int, ...]], types: set[str]) -> Family:
+    """The first family that names and shapes tell, but none of other model types than the configuration's."""
     for pattern, longer in CONV1D_EVIDENCE:
         for name, shape in shapes.items():
             if len(shape) == 2 and re.search(pattern, name) and shape[longer] > shape[1 - longer]:
                 return GPT2
-    return next((f for f in FAMILIES if f.mark and any(re.search(f.mark, name) for name in shapes)), UNKNOWN)
+    possible = (f for f in FAMILIES if f.mark and not (types and f.types and types.isdisjoint(f.types)))
+    return next((f for f in possible if any(re.search(str(f.mark), name) for name in shapes)), UNKNOWN)
 
 
 def _sections(config: Mapping[str, Any], stack: str) -> Iterator[Mapping[str, Any]]:
@@ -479,7 +614,8 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
         len(shape) >= 2
         and math.prod(shape) > 0
         and not re.search(NOT_MATRICES, name)
-        and not (len(shape) == 3 and "experts" in name.split("."))
+        and not (len(shape) == 3 and ("experts" in name.split(".") or not re.search(CONVOLUTION, name)))
+        and not is_flat_stack(_stem(name))
         and (is_parameter or shape[0] > 1)  # class tokens, position tables of ViT and masks are 1 × …
     )
 
@@ -495,21 +631,18 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|\.)(?:{pattern})$")
 
 
-def _layer(stem: str) -> tuple[int | None, str]:
-    """Split a name at its first number: ``h.3.attn.q`` → 3, ``attn.q``; ``body.3`` → 3, ``body``."""
-    components = stem.split(".")
-    at = next((i for i, component in enumerate(components) if component.isdecimal()), None)
-    if at is None:
-        return None, stem
-    return int(components[at]), ".".join(components[at + 1 :] or components[:at]) or stem
+def is_in_attention(name: str) -> bool:
+    """Whether a tensor that is neither a norm nor a table of positions lies in an attention block, by its name."""
+    *above, _ = place(_stem(name)).rest.split(".")
+    return any(ATTENTION_MODULE.search(component) for component in above) and not re.search(
+        r"(?i)norm|relative|rel_pos|position|rotary", _stem(name)
+    )
 
 
-def _stack(name: str) -> str:
-    return next((STACKS[component] for component in name.split(".") if component in STACKS), "")
-
-
-def _is_cross_attention(name: str) -> bool:
-    return not CROSS_ATTENTION.isdisjoint(name.split("."))
+def _is_geglu(stem: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    pattern, following = GEGLU
+    inner = shapes.get(pattern.sub(following, stem), ())
+    return bool(pattern.search(stem)) and len(inner) == 2 and shapes[stem][0] == 2 * inner[1]
 
 
 def _weight_norm_note(name: str) -> str | None:
@@ -518,13 +651,13 @@ def _weight_norm_note(name: str) -> str | None:
     return None
 
 
-def _runs(
-    fused: Fused, size: int, heads: Mapping[str, int], groups: int
-) -> dict[str, tuple[tuple[int, int], ...]] | None:
-    """Divide `size` rows into `groups` groups of heads in `fused.order`; None where some remain."""
+def _runs(fused: Fused, size: int, heads: Mapping[str, int], groups: int) -> Mapping[str, _Share] | None:
+    """Divide `size` outputs into `groups` groups of heads in `fused.order`; None where some remain."""
     unit, remainder = divmod(size, sum(heads[role] for role in fused.order))
     if remainder or any(heads[role] % groups for role in fused.order):
         return None
+    if fused.alternating:
+        return {role: (((turn, size),), len(fused.order)) for turn, role in enumerate(fused.order)}
     runs: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     start = 0
     for _ in range(groups):
@@ -532,21 +665,24 @@ def _runs(
             stop = start + heads[role] // groups * unit
             runs[role].append((start, stop))
             start = stop
-    return {role: tuple(runs[role]) for role in fused.order}
+    return {role: (tuple(runs[role]), 1) for role in fused.order}
 
 
 # --- selection ----------------------------------------------------------------------------------------------
 
 _ROLES = frozenset(role for role, _ in (*LAYER_ROLES, *MODEL_ROLES)) | {
-    role for fused in FUSED.values() for role in fused.order
+    role for fused in FUSED.values() if fused for role in fused.order
 }
-_STACK_NAMES = frozenset(STACKS.values()) | {"cross"}
+_STACK_WORDS = {word for stack in STACKS.values() for word in stack.split("_")} | {
+    branch for branch, _ in BRANCHES
+}
 
 
 def split_module(module: str) -> tuple[str, str] | None:
     """Split ``decoder.q`` into stack and role; None where it is not the name of a role."""
     stack, _, role = module.rpartition(".")
-    return (stack, role) if role in _ROLES and (not stack or stack in _STACK_NAMES) else None
+    is_stack = not stack or _STACK_WORDS.issuperset(stack.split("_"))
+    return (stack, role) if role in _ROLES and is_stack else None
 
 
 @dataclass(frozen=True)
@@ -604,6 +740,6 @@ class ModuleSelection:
 
     def matches(self, module: str, name: str) -> bool:
         """Whether a part's `module`, of the tensor stored as `name`, is selected."""
-        parsed = split_module(module)
-        by_role = parsed is not None and not self.modules.isdisjoint({module, parsed[1]})
-        return by_role or any(pattern.search(name) for pattern in self.patterns)
+        stack, _, role = module.rpartition(".")
+        by_role = "." not in stack and not self.modules.isdisjoint({module, role})
+        return by_role or any(pattern.search(name) or pattern.pattern == module for pattern in self.patterns)

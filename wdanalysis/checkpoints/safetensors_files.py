@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -125,6 +125,10 @@ class _Rows:
             buffer = np.empty(count, np.uint8)
         self.file.read_into(self.offset + start * length * storage.itemsize, buffer[:count])
         return buffer[:count].view(storage).reshape(stop - start, length)
+
+    def in_rows(self, rows: int) -> _Rows:
+        """The same numbers as so many rows."""
+        return replace(self, entry=replace(self.entry, shape=(rows, math.prod(self.entry.shape) // rows)))
 
     def raw(self) -> NDArray[np.uint8]:
         """All bytes of the tensor, of any dtype."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,15 @@ class RowReader(Protocol):
 
     def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
         """Return rows `start:stop` as a 2-D array of the storage dtype, in `buffer` where that is of use."""
+        ...
+
+
+@runtime_checkable
+class FinerReader(Protocol):
+    """A reader that can also read its tensor, of more than two dimensions, in shorter rows."""
+
+    def in_rows(self, rows: int) -> RowReader | None:
+        """Return a reader of the same numbers as so many rows; None where they do not lie so."""
         ...
 
 
@@ -130,6 +139,52 @@ class StoredTensor:
             return self.reader(start, stop, buffer)[:, :count]
 
         return replace(self, shape=(self.rows, count), reader=read, raw=None)
+
+    def rows_between(self, start: int, stop: int, name: str) -> StoredTensor:
+        """Return rows `start:stop` as a tensor of their own, of another name."""
+        first, count = start, stop - start
+
+        def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+            return self.reader(first + start, first + stop, buffer)
+
+        return self._read_by(read, name, (count, *self.shape[1:]))
+
+    def of_stack(self, index: int, count: int) -> StoredTensor:
+        """Return one of the `count` equal matrices that the tensor holds one after the other, as ``name[index]``.
+
+        Its rows are read as they are asked for where the reader can (`FinerReader`), otherwise the whole matrix at its
+        first row.
+        """
+        rows = math.prod(self.shape[:-1]) // count
+        name, shape = f"{self.name}[{index}]", (rows, self.shape[-1])
+        if len(self.shape) == 2:
+            finer: RowReader | None = self.reader
+        else:
+            finer = self.reader.in_rows(rows * count) if isinstance(self.reader, FinerReader) else None
+        if finer is None:
+            return self._read_by(_OfOneRow(self.reader, index, shape), name, shape)
+        in_rows = self._read_by(finer, name, (rows * count, self.shape[-1]))
+        return in_rows.rows_between(index * rows, (index + 1) * rows, name)
+
+    def _read_by(self, reader: RowReader, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        """A share of the numbers."""
+        return StoredTensor(name, shape, self.dtype, self.path, reader, stored_as=self.stored_as)
+
+
+class _OfOneRow:
+    """`RowReader` of a matrix that is one row of a tensor; that row is kept from the matrix's first row to its last."""
+
+    def __init__(self, reader: RowReader, index: int, shape: tuple[int, int]) -> None:
+        self._reader, self._index, self._shape = reader, index, shape
+        self._lock, self._kept = Lock(), np.empty((0, 0))
+
+    def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+        with self._lock:
+            kept: NDArray[Any] = self._kept
+            if not kept.size:
+                kept = self._reader(self._index, self._index + 1, None).reshape(self._shape)
+            self._kept = np.empty((0, 0)) if stop >= self._shape[0] else kept
+            return kept[start:stop]
 
 
 @dataclass(frozen=True)
@@ -250,18 +305,20 @@ class FormulaUpdate:
 
 
 class _Calculated:
-    """`RowReader` of a formula's weight, which is kept from its first row to its last."""
+    """`RowReader` of a formula's weight, which is kept until so many rows were read as it has."""
 
     def __init__(self, update: FormulaUpdate, base: StoredTensor) -> None:
         self._update, self._base = update, base
-        self._lock, self._rows = Lock(), np.empty((0, 0))
+        self._lock, self._rows, self._unread = Lock(), np.empty((0, 0)), 0
 
     def __call__(self, start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
         with self._lock:
             if not self._rows.size:
                 self._rows = self._calculate().reshape(self._base.rows, self._base.row_length)
+                self._unread = self._base.rows
             rows = self._rows[start:stop]
-            if stop >= self._base.rows:
+            self._unread -= stop - start
+            if self._unread <= 0:
                 self._rows = np.empty((0, 0))
             return rows
 

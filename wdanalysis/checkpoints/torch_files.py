@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,10 @@ class _Rows:
         rows = tensor[start:stop].contiguous()
         length = int(np.prod(tensor.shape[1:], dtype=np.int64))
         return from_torch(rows).reshape(stop - start, length)
+
+    def in_rows(self, rows: int) -> _Rows | None:
+        """The same numbers as so many rows; None where that would be a copy of the tensor."""
+        return replace(self, tensor=self.tensor.view(rows, -1)) if self.tensor.is_contiguous() else None
 
     def raw(self) -> NDArray[np.uint8]:
         """All bytes of the tensor, of any dtype, in C order."""

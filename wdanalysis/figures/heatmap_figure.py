@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from wdanalysis.analysis.runs import averaged
 from wdanalysis.analysis.table import apart
+from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
 from wdanalysis.figures.kinds import Title
 
@@ -30,12 +31,13 @@ def heatmap(
     methods: selection.Names = None,
     step: int | None = None,
     log: bool | None = None,
+    experts: str | None = None,
     cmap: style.Cmap | None = None,
     title: Title = "short",
     ax: style.AxLike | None = None,
     figsize: style.FigSize | None = None,
 ) -> Figure:
-    """Draw ΔM (left) and ΔD (right), a pair of panels a method: a column a layer and a row a module.
+    """Draw ΔM (left) and ΔD (right), a pair of panels a method: a column a layer and a row a module, or an expert.
 
     All methods share one scale of ΔM and one of ΔD. Several matrices of one layer and module (experts) are shown by
     their median. A cell without a value is grey; one whose ΔD may be rounding has a dot. Cells of several runs hold
@@ -52,6 +54,8 @@ def heatmap(
     log
         Whether the colours are logarithmic; by default they are linear from zero, unless the values differ
         by more than a factor of a hundred.
+    experts
+        A module, ``up`` say, of which every expert gets a row.
     cmap
         Colours of the values.
     title
@@ -64,7 +68,7 @@ def heatmap(
     Raises
     ------
     ComparisonError
-        The table does not have the module, method or step, or mixes the two axes.
+        The table does not have the module, method or step, or mixes the two axes; it has no experts of that module.
     ValueError
         `ax` has another number of axes than there are panels.
 
@@ -77,12 +81,17 @@ def heatmap(
     rows = selection.chosen(apart(metrics), module=modules, method=methods)
     axis = selection.axis_of(rows)
     rows = selection.at_step(rows, step)
+    if experts is not None:
+        rows = _by_expert(rows, experts)
     steps = selection.step_names(rows)
     one_step = len(set(steps.values())) == 1
     runs_note = selection.runs_note(rows).partition(";")[0].replace("strong: ", "")
     rows = averaged(rows)
     in_layers = rows[rows["layer"].notna()]
-    names, shown = selection.ordered(in_layers, modules), selection.unique(rows, "method")
+    names, shown = (
+        selection.ordered(in_layers, None if experts else modules),
+        selection.unique(rows, "method"),
+    )
     table = selection.per_layer(in_layers, ["method", "module", "layer"])
     places = _all_layers(table)
 
@@ -113,6 +122,7 @@ def heatmap(
         sheet.entitle(
             title,
             selection.heading([], "ΔM and ΔD by layer and module", axis),
+            "" if experts is None else f"the rows are the experts of {experts}",
             f"a cell is a matrix ({selection.VECTORS[axis]}); the methods share the colours",
             next(iter(steps.values()))
             if one_step
@@ -123,6 +133,18 @@ def heatmap(
             selection.left_out(rows, without_layer=True),
         )
     return sheet.figure
+
+
+def _by_expert(rows: pd.DataFrame, module: str) -> pd.DataFrame:
+    """The rows of a module's experts, with the expert's number for the module."""
+    of_experts = rows[rows["expert"].notna()] if "expert" in rows else rows.head(0)
+    found = of_experts[of_experts["module"] == module].sort_values("expert", kind="stable")
+    if found.empty:
+        there = ", ".join(selection.unique(of_experts, "module")) or "none"
+        raise ComparisonError(
+            f"no experts of {module!r} in the metrics table: the modules with experts are {there}"
+        )
+    return found.assign(module=found["expert"].astype(str))
 
 
 def _draw_cells(

@@ -168,9 +168,9 @@ def add_dense(
     Parameters
     ----------
     base, tuned
-        rows × columns, C-contiguous, as `StoredTensor.read_rows` returns them: uint16 holds bfloat16.
+        rows × columns, as `StoredTensor.read_rows` returns them: uint16 holds bfloat16.
     columns
-        The columns that count, `slice(first, last)`.
+        The columns that count.
     sums
         5 × vectors, float64, added to in place: a, p, q, Σ ulp(w)², unchanged elements.
     first_vector
@@ -183,6 +183,10 @@ def add_dense(
     add = _add_rows if vectors_are_rows else _add_columns
     ulp2_unit = 2.0 ** (-2 * _FRACTION_BITS[tuned.dtype])
     blocks = _storage_bits(base), _storage_bits(tuned)
+    if columns.step not in (None, 1):  # a copy, so that the kernel is compiled for blocks without gaps alone
+        blocks = blocks[0][:, columns], blocks[1][:, columns]
+        columns = slice(0, blocks[0].shape[1])
+    blocks = np.ascontiguousarray(blocks[0]), np.ascontiguousarray(blocks[1])
     add(*blocks, columns.start, columns.stop, ulp2_unit, sums, weighted_ulp2, first_vector)
 
 

@@ -8,9 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from wdanalysis.checkpoints.model import Model, StoredMatrix, describe, times
-from wdanalysis.checkpoints.names import ATTENTION_ROLES, Matrix, ModuleSelection, Part
+from wdanalysis.checkpoints.model import (
+    Model,
+    StoredMatrix,
+    describe,
+    has_experts_apart,
+    times,
+    with_experts_apart,
+)
+from wdanalysis.checkpoints.names import (
+    ATTENTION_ROLES,
+    Matrix,
+    ModuleSelection,
+    Part,
+    closest,
+    is_in_attention,
+)
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, ComparisonError
@@ -74,17 +89,20 @@ class Tile:
 def tiles(matrix: Matrix, parts: Sequence[Part], start: int, stop: int) -> Iterator[Tile]:
     """What stored rows `start:stop` of a matrix bring to each of its parts."""
     for index, part in enumerate(parts):
-        output = 0
+        output, stride = 0, part.stride
         for first, last in part.runs:
+            count = len(range(first, last, stride))
             if matrix.in_by_out:
-                outputs = slice(output, output + last - first)
-                yield Tile(index, slice(0, stop - start), slice(first, last), outputs, slice(start, stop))
+                outputs = slice(output, output + count)
+                columns = slice(first, last, stride)
+                yield Tile(index, slice(0, stop - start), columns, outputs, slice(start, stop))
             elif first < stop and start < last:
-                low, high = max(first, start), min(last, stop)
-                rows, columns = slice(low - start, high - start), slice(0, matrix.row_length)
-                outputs = slice(output + low - first, output + high - first)
+                skipped = len(range(first, start, stride))
+                low, high = first + skipped * stride, min(last, stop)
+                rows, columns = slice(low - start, high - start, stride), slice(0, matrix.row_length)
+                outputs = slice(output + skipped, output + skipped + len(range(low, high, stride)))
                 yield Tile(index, rows, columns, outputs, columns)
-            output += last - first
+            output += count
 
 
 @dataclass(frozen=True)
@@ -154,6 +172,9 @@ def plan(
     states = [
         State(method, checkpoint) for method, series in methods.items() for checkpoint in series.checkpoints
     ]
+    if any(map(has_experts_apart, (base, *(state.checkpoint for state in states)))):
+        base = with_experts_apart(base)
+        states = [replace(state, checkpoint=with_experts_apart(state.checkpoint)) for state in states]
     # A base file without its config borrows that of a tuned model.
     model_configs = (state.checkpoint.config for state in states if not state.checkpoint.is_adapter)
     model = describe(base, next((config for config in model_configs if config), None))
@@ -190,6 +211,28 @@ class _Choice:
         found = {name: self.of_matrix(matrix) for name, matrix in model.matrices.items()}
         return replace(self, matrices={name: chosen for name, chosen in found.items() if chosen is not None})
 
+    def of_tensor(self, name: str) -> list[StoredMatrix]:
+        """The chosen matrices that a stored tensor of the base holds."""
+        return self._by_tensor.get(name, [])
+
+    @cached_property
+    def _by_tensor(self) -> dict[str, list[StoredMatrix]]:
+        by_tensor: dict[str, list[StoredMatrix]] = {}
+        for matrix in self.matrices.values():
+            by_tensor.setdefault(matrix.stored_name, []).append(matrix)
+        return by_tensor
+
+    def selects(self, matrices: Iterable[Matrix]) -> bool:
+        """Whether anything of these matrices, of any checkpoint, is selected."""
+        return any(
+            (self.layers is None or matrix.layer in self.layers)
+            and (
+                self.selection is None
+                or any(self.selection.matches(p.module, matrix.name) for p in matrix.parts)
+            )
+            for matrix in matrices
+        )
+
     def of_matrix(self, matrix: StoredMatrix | None) -> StoredMatrix | None:
         """The selected parts of a matrix; None where nothing of it is selected."""
         if matrix is None or (self.layers is not None and matrix.layer not in self.layers):
@@ -214,10 +257,27 @@ class _Choice:
                 for word, alone in self.selection.words()
                 if not any(alone.matches(module, name) for module, name in places)
             ]
+        if self.modules_chosen == "attention" and (others := self._passed_over(model)):
+            notes.append(
+                f"modules: attention projections are compared, but what is in their blocks as {', '.join(others)} is "
+                "none that is known, and left out (modules = all keeps all)"
+            )
         present = {matrix.layer for matrix in self.matrices.values()}
         if absent := sorted((self.layers or set()) - present):
             notes.append(f"no selected matrix is in layer {', '.join(map(str, absent))}")
         return notes
+
+    def _passed_over(self, model: Model) -> list[str]:
+        """The modules in attention blocks of which the role is not known."""
+        others = (
+            matrix.parts[0].module
+            for name, matrix in model.matrices.items()
+            if not matrix.recognised
+            and matrix.layer is not None
+            and (self.layers is None or matrix.layer in self.layers)
+            and is_in_attention(name)
+        )
+        return list(dict.fromkeys(others))[:6]
 
 
 class _Pairing:
@@ -232,14 +292,16 @@ class _Pairing:
             if not matrix.tensor.is_float:
                 self._skip(None, name, f"is stored as {matrix.dtype}, not as floats")
             if matrix.note:
-                self.notes.append(f"{name}: {matrix.note}")
-        for name in choice.of_stacks(model.expert_stacks):
-            self._skip(None, name, "is a stack of experts' matrices, which are not compared")
+                self.notes.append(f"{matrix.stored_name}: {matrix.note}")
+        for name in choice.of_stacks(model.unread_stacks):
+            self._skip(
+                None, name, "has three dimensions, and neither its name nor its shape says what it holds"
+            )
 
     def in_order(self) -> tuple[Job, ...]:
         """All jobs, in the order in which the base's files hold their matrices."""
         place = {name: index for index, name in enumerate(self._model.checkpoint.tensors)}
-        return tuple(sorted(self.jobs.values(), key=lambda job: place[job.base.name]))
+        return tuple(sorted(self.jobs.values(), key=lambda job: place[job.matrix.stored_name]))
 
     def pair_tensors(self, state: State) -> None:
         """Pair the whole tensors of a tuned checkpoint with the chosen matrices."""
@@ -253,18 +315,18 @@ class _Pairing:
         if not matching.pairs and not tuned.is_adapter:
             raise ComparisonError(
                 f"no tensor of {tuned.path} has the name of one in {base.path} "
-                f"({_example(tuned.tensors)} there, {_example(base.tensors)} here): are they of the same model?"
+                f"({_alike(tuned.tensors, base.tensors)}): are they of the same model?"
             )
         for name, tuned_name in matching.pairs.items():
-            matrix = self._choice.matrices.get(name)
-            if matrix is not None and matrix.tensor.is_float:
-                self._pair(state, matrix, tuned.tensors[tuned_name])
+            for matrix in self._choice.of_tensor(name):
+                if matrix.tensor.is_float:
+                    self._pair(state, matrix, tuned.tensors[tuned_name])
         if not tuned.is_adapter:
             for name in matching.only_base:
-                if name in self._choice.matrices:
+                if self._choice.of_tensor(name):
                     self._skip(state, name, "is in BASE, but not in this checkpoint")
         for name in matching.only_tuned:
-            if self._choice.of_matrix(self._model.matrix_of(tuned.tensors[name], name)) is not None:
+            if self._choice.selects(self._model.architecture.matrices(name, tuned.tensors[name].shape)):
                 self._skip(state, name, "is in this checkpoint, but not in BASE")
 
     def pair_updates(self, state: State) -> None:
@@ -279,9 +341,8 @@ class _Pairing:
         modules = [update.module for update in updates] + [formula.module for formula in formulas]
         if modules and not any(target for _, target in (*targets, *formulas_of)):
             raise ComparisonError(
-                f"none of the {len(modules)} modules that {state.checkpoint.path} adapts (such as "
-                f"{modules[0]}) is in {base.path} ({_example(base.tensors)} there): is it the "
-                "model that the adapter was trained on?"
+                f"none of the {len(modules)} modules that {state.checkpoint.path} adapts (such as {modules[0]}) is in "
+                f"{base.path} ({_alike(modules, base.tensors)}): is it the model that the adapter was trained on?"
             )
         for update, target in targets:
             if target is None:
@@ -292,20 +353,22 @@ class _Pairing:
         for formula, name in formulas_of:
             if name is None:
                 self._skip(state, formula.module, "is adapted, but not in BASE")
-            elif (chosen := self._choice.matrices.get(name)) is not None and chosen.tensor.is_float:
-                self._add(chosen, dense=((state, formula.of(chosen.tensor)),))
+            elif chosen := [matrix for matrix in self._choice.of_tensor(name) if matrix.tensor.is_float]:
+                tuned = formula.of(base.tensors[name])
+                for matrix in chosen:
+                    self._add(matrix, dense=((state, matrix.share_of(tuned)),))
 
     def _pair(self, state: State, matrix: StoredMatrix, tuned: StoredTensor) -> None:
         if not tuned.is_float:
             self._skip(state, matrix.tensor.name, f"is stored as {tuned.dtype}, not as floats")
             return
-        if tuned.shape != matrix.shape:
+        if tuned.shape != self._model.checkpoint.tensors[matrix.stored_name].shape:
             matrix = self._common_rows(matrix, tuned)
-        self._add(matrix, dense=((state, tuned),))
+        self._add(matrix, dense=((state, matrix.share_of(tuned)),))
 
     def _common_rows(self, matrix: StoredMatrix, tuned: StoredTensor) -> StoredMatrix:
         """The rows that both have, where a vocabulary was resized."""
-        base = matrix.tensor
+        base = self._model.checkpoint.tensors[matrix.stored_name]
         if not {part.role for part in matrix.parts} <= _VOCABULARY_ROLES or tuned.shape[1:] != base.shape[1:]:
             raise ComparisonError(
                 f"{base.name} is {times(base.shape)} in {base.path} and {times(tuned.shape)} in {tuned.path}: "
@@ -363,6 +426,15 @@ def _nothing_selected(
         "inspect it for its roles and layers",
         parameter=given[0] if given else None,
     )
+
+
+def _alike(theirs: Iterable[str], ours: Iterable[str]) -> str:
+    """The names of both sides that are most alike, where any are, otherwise the first of each."""
+    theirs, ours = list(theirs), list(ours)
+    pairs = closest(theirs, [name.removesuffix(".weight") for name in ours] if theirs else ours)
+    if not pairs:
+        return f"{_example(theirs)} there, {_example(ours)} here"
+    return "closest: " + ", ".join(f"{there} there and {here} here" for there, here in pairs)
 
 
 def _example(names: Iterable[str]) -> str:

@@ -205,9 +205,12 @@ class MatrixChange(MatrixDiagnostics, _Change):
     ----------
     run
         Which of the method's runs; empty where it has one.
+    expert
+        Index of the expert among its layer's; None outside of experts.
     """
 
     run: str = ""
+    expert: int | None = None
 
 
 def row(
@@ -259,6 +262,7 @@ def row(
         base_dtype=matrix.dtype,
         tuned_dtype=tuned_dtype,
         run=state.run,
+        expert=matrix.expert,
     )
     if not all(map(math.isfinite, (delta_m, delta_d, base_norm, update_norm))):
         return unmeasured

@@ -341,7 +341,7 @@ def _kind(factors: Factors, alignment: float) -> Update:
 
 def outputs_of(part: Part) -> NDArray[np.intp]:
     """The output features of a part, in its order."""
-    return np.concatenate([np.arange(start, stop) for start, stop in part.runs])
+    return np.concatenate([np.arange(start, stop, part.stride) for start, stop in part.runs])
 
 
 def _vectors(matrix: StoredMatrix, part: Part, axis: Axis) -> int:
