@@ -136,16 +136,21 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
     )
     if not an_adapter:
         return checkpoint
-    adapter = read_adapter(path, tensors, config, alpha)
-    return replace(
-        checkpoint,
-        format=f"{adapter.format} adapter ({adapter.method})",
-        method=adapter.method,
-        tensors=adapter.tensors,
-        updates=adapter.updates,
-        formulas=adapter.formulas,
-        notes=(*notes, *adapter.notes),
-    )
+
+    def applied_to(base: Checkpoint | None) -> Checkpoint:
+        adapter = read_adapter(path, tensors, config, alpha, base)
+        return replace(
+            checkpoint,
+            format=f"{adapter.format} adapter ({adapter.method})",
+            method=adapter.method,
+            tensors=adapter.tensors,
+            updates=adapter.updates,
+            formulas=adapter.formulas,
+            notes=(*notes, *adapter.notes),
+            applied_to=applied_to,
+        )
+
+    return applied_to(None)
 
 
 def find_weights(folder: Path) -> tuple[WeightsSet, list[str]]:
