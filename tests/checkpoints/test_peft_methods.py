@@ -1,93 +1,21 @@
-"""Every method of PEFT against what PEFT itself merges, in float64: weights and biases, module by module."""
+"""Every method of PEFT beside LoRA against what PEFT itself merges, in float64: weights and biases."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import peft
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig
+from peft_adapters import ATTENTION, assert_merges_as_peft, trained
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from wdanalysis.merging.merge import merge
-
-State = Mapping[str, torch.Tensor]
-
-
-class Attention(nn.Module):
-    """Square and oblong matrices, all with biases."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q_proj, self.v_proj = nn.Linear(16, 16), nn.Linear(16, 8)
-        self.down_proj = nn.Linear(24, 16)
-
-
-class Model(nn.Module):
-    """Every kind of module that PEFT adapts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(20, 16)
-        self.layers = nn.ModuleList([Attention(), Attention()])
-        self.h = nn.ModuleList([nn.ModuleDict({"attn": nn.ModuleDict({"c_attn": Conv1D(24, 8)})})])
-        self.conv1, self.conv2, self.conv3 = nn.Conv1d(4, 8, 3), nn.Conv2d(4, 8, 3), nn.Conv3d(4, 8, 2)
-        self.pointwise = nn.Conv2d(4, 8, 1)
-        self.norm = nn.LayerNorm(16)
-
-
-def randomised(model: nn.Module, seed: int = 1) -> nn.Module:
-    """Move every factor away from where it started."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.is_floating_point():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def trained(
-    folder: Path,
-    config: PeftConfig,
-    make: Callable[[], nn.Module] = Model,
-    load_as: torch.dtype = torch.float64,
-) -> tuple[Path, Path, State]:
-    """A base in float64, an adapter that PEFT saved, and what PEFT merges from the two in float64."""
-    torch.manual_seed(0)
-    start = {name: tensor.float() for name, tensor in make().state_dict().items()}
-    save_file({name: tensor.double() for name, tensor in start.items()}, folder / "base.safetensors")
-    model = make()
-    model.load_state_dict(start)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = randomised(get_peft_model(model, config))
-        adapted.save_pretrained(str(folder / "adapter"))
-        exact = make().to(load_as)
-        exact.load_state_dict({name: tensor.to(load_as) for name, tensor in start.items()})
-        loaded = PeftModel.from_pretrained(
-            exact, str(folder / "adapter"), autocast_adapter_dtype=False
-        ).double()
-        merged = {name: tensor.clone() for name, tensor in loaded.merge_and_unload().state_dict().items()}
-    return folder / "base.safetensors", folder / "adapter", merged
-
-
-def assert_merges_as_peft(folder: Path, base: Path, adapter: Path, merged: State, rtol: float = 1e-9) -> None:
-    result = merge(base, adapter, folder / "merged")
-    found = load_file(result.files[0])
-    assert found.keys() == merged.keys()
-    for name, tensor in merged.items():
-        np.testing.assert_allclose(found[name].numpy(), tensor.numpy(), rtol=rtol, atol=rtol, err_msg=name)
-    before = load_file(base)
-    assert any((before[name] != tensor).any() for name, tensor in merged.items())
-
-
-ATTENTION = ["q_proj", "v_proj", "down_proj"]
+import wdanalysis as wd
+from wdanalysis.checkpoints import open_checkpoint
+from wdanalysis.errors import CheckpointError
 
 FORMULAS: dict[str, Callable[[], PeftConfig]] = {
     "LoHa": lambda: peft.LoHaConfig(
@@ -171,3 +99,63 @@ def test_any_other_method_gives_what_peft_merges(tmp_path: Path, config: Callabl
 def test_a_method_that_decomposes_the_weight_in_float32_does_so_here(tmp_path: Path) -> None:
     config = peft.PsoftConfig(r=4, target_modules=ATTENTION)
     assert_merges_as_peft(tmp_path, *trained(tmp_path, config, load_as=torch.float32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", ["out", "in"])
+@pytest.mark.parametrize("name", ["LoKr", "HRA"])
+def test_formulas_are_measured_as_the_model_that_peft_merges(
+    tmp_path: Path, name: str, axis: wd.Axis
+) -> None:
+    base, adapter, merged = trained(tmp_path, (FORMULAS | GENERAL)[name]())
+    before = load_file(base)
+    metrics = wd.compare(base, {name: adapter}, modules="proj", axis=axis).metrics
+    assert len(metrics) == 6
+    for row in metrics.itertuples():
+        assert row.delta_m == pytest.approx(wd.delta_m(before[row.name], merged[row.name], axis), rel=1e-9)
+        assert row.delta_d == pytest.approx(wd.delta_d(before[row.name], merged[row.name], axis), rel=1e-9)
+    assert open_checkpoint(adapter).method == name
+
+
+def test_adalora_stays_low_rank_and_keeps_the_rank_that_each_module_was_left_with(tmp_path: Path) -> None:
+    base, adapter, _ = trained(tmp_path, FORMULAS["AdaLoRA"]())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    module = "base_model.model.layers.0.q_proj"
+    kept = [True, False, False, True]
+    for part in ("A", "E"):
+        tensors[f"{module}.lora_{part}"] = tensors[f"{module}.lora_{part}"][kept].contiguous()
+    tensors[f"{module}.lora_B"] = tensors[f"{module}.lora_B"][:, kept].contiguous()
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    (update,) = (u for u in open_checkpoint(adapter).updates if u.module == "layers.0.q_proj")
+    assert update.rank == 2
+    A, B, E = (tensors[f"{module}.lora_{part}"].double() for part in "ABE")
+    w0 = load_file(base)["layers.0.q_proj.weight"]
+    expected = wd.delta_d(
+        w0, w0 + B @ (A * E) * 3 / (4 + 1e-5)
+    )  # the scale stays that of the rank at the start
+    row = wd.compare(base, adapter, modules=r"layers\.0\.q_proj").metrics.iloc[0]
+    assert row.delta_d == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_module_to_which_peft_gives_nothing_is_named(tmp_path: Path) -> None:
+    base, adapter, _ = trained(tmp_path, GENERAL["HRA"]())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    key = "base_model.model.layers.0.q_proj.hra_u"
+    save_file({**tensors, key: torch.ones(9, 4)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapts layers\.0\.q_proj by HRA, which does not fit"):
+        wd.compare(base, adapter, modules="all")
+
+
+def test_modules_that_depend_on_the_order_of_the_model_are_refused(tmp_path: Path) -> None:
+    _, adapter, _ = trained(tmp_path, peft.TinyLoraConfig(target_modules=ATTENTION))
+    with pytest.raises(CheckpointError, match=r"type TINYLORA, which deals its vectors out .* in the order"):
+        open_checkpoint(adapter)
+
+
+def test_nothing_that_the_configuration_names_is_run_or_fetched(tmp_path: Path) -> None:
+    base, adapter, merged = trained(tmp_path, GENERAL["HRA"]())
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["auto_mapping"] = {"base_model_class": "Evil", "parent_library": "no_such_module"}
+    config["base_model_name_or_path"] = "somebody/no-such-model"
+    path.write_text(json.dumps({**config, "modules_to_save": ["layers"], "revision": "none"}))
+    assert_merges_as_peft(tmp_path, base, adapter, merged)

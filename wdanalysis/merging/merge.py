@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -47,14 +46,6 @@ COMPANIONS = (
     "modeling_*.py",
 )
 """Files beside the base's weights that the merged model needs as well."""
-
-UNMERGEABLE_SETTINGS: Mapping[str, str] = MappingProxyType(
-    {
-        "lora_bias": "trains biases of lora_B",
-        "trainable_token_indices": "trains single tokens of an embedding",
-    }
-)
-"""Fields of `adapter_config.json` that, when set, change more than the matrices that are merged here."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ def merge(
     base
         A model's file or folder.
     adapter
-        A LoRA, DoRA, VeRA or DVoRA adapter's file or folder.
+        An adapter's file or folder, of any method that `compare` reads.
     out
         The folder to make; it appears when it is complete. It has the base's shards, configuration and tokenizer.
     dtype
@@ -345,11 +336,6 @@ def _check_mergeable(base: Checkpoint, adapter: Checkpoint) -> None:
         raise CheckpointError(f"{base.path} is an adapter; BASE must be the model that it was trained on.")
     if not adapter.is_adapter:
         raise CheckpointError(f"{adapter.path} is no adapter; there is nothing to merge into {base.path}.")
-    for setting, reason in UNMERGEABLE_SETTINGS.items():
-        if (adapter.config or {}).get(setting):
-            raise CheckpointError(
-                f"{adapter.path} has {setting}, which {reason}; merge it with PEFT's `merge_and_unload`."
-            )
 
 
 def _shards(base: Checkpoint, planned: Mapping[str, _Tensor]) -> tuple[tuple[_Tensor, ...], ...]:

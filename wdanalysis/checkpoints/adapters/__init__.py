@@ -1,8 +1,8 @@
 """Adapters: from tensors and configuration to what they do to each weight, a module for each format.
 
-Each adapted module becomes a `LowRankUpdate`, or a `FormulaUpdate` where that is not W0 + s·BA; what replaces a tensor of the base outright (`modules_to_save`, trained
-biases, a resized embedding) gets the name that it has in the base. A new format is a module with an `AdapterFormat`,
-and a place in `FORMATS`.
+Each adapted module becomes a `LowRankUpdate`, or a `FormulaUpdate` where that is not W0 + s·BA; what replaces a tensor
+of the base outright (`modules_to_save`, trained biases, a resized embedding) gets the name that it has in the base. A
+new format is a module with an `AdapterFormat`, and a place in `FORMATS`.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ class _Stack:
 
     def _separate(self, layer: str) -> dict[tuple[int, tuple[str, ...]], str]:
         """The base's modules of this layer's experts, by expert and share."""
-        found = {}
+        found: dict[tuple[int, tuple[str, ...]], str] = {}
         tail = layer.rpartition("layers.")[2]
         for name in self.source.base.tensors if self.source.base else ():
             match = re.search(rf"layers\.{re.escape(tail)}(?:[^.]+\.)*experts\.(\d+)\.([^.]+)\.weight$", name)

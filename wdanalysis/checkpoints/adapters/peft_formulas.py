@@ -44,8 +44,8 @@ def _format(method: str, kind: str, prefix: str, parts: str, updates: Updates) -
     def read(source: AdapterSource) -> Adapter:
         if source.config is None:
             raise CheckpointError(
-                f"{source.path} is an adapter of PEFT's {method} without adapter_config.json, which has the numbers that its "
-                "factors are to be read with; put it beside them."
+                f"{source.path} is an adapter of PEFT's {method} without adapter_config.json, which has the numbers "
+                "that its factors are to be read with; put it beside them."
             )
         sorted_parts = sort_parts(source, pattern)
         return _adapter(source, method, sorted_parts, updates)
@@ -123,7 +123,7 @@ def _lokr(source: AdapterSource, module: str, has: Factors) -> Iterator[FormulaU
         if w1.ndim != 2 or w2.ndim < 2:
             raise ValueError(f"the factors are {w1.shape} and {w2.shape}")
         # Of a kernel of one dimension PEFT takes w1 ⊗ w2 over the last two, and so do we.
-        return scale * np.kron(w1[:, :, None, None] if w2.ndim == 4 else w1, w2)
+        return np.asarray(scale * np.kron(w1[:, :, None, None] if w2.ndim == 4 else w1, w2), dtype=np.float64)
 
     yield FormulaUpdate(module, "LoKr", tuple(has.values()), _added(update))
 
@@ -237,9 +237,8 @@ def _rotations(angles: Weight, terms: int | None, epsilon: float | None) -> Weig
         Q *= np.divide(bound, norm, out=np.ones_like(norm), where=norm > bound)[:, None, None]
     identity = np.broadcast_to(np.eye(size), Q.shape)
     if terms is None:
-        return np.linalg.solve(
-            (identity + Q).transpose(0, 2, 1), (identity - Q).transpose(0, 2, 1)
-        ).transpose(0, 2, 1)
+        transposed = np.linalg.solve(identity - Q, identity + Q)  # Qᵀ is −Q
+        return np.asarray(transposed.transpose(0, 2, 1), dtype=np.float64)
     R, power = identity.copy(), identity
     last = max(terms - 1, 3) if terms > 2 else terms - 1  # PEFT's series of three terms is that of four
     for exponent in range(1, last + 1):

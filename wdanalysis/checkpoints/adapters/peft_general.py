@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -115,8 +115,8 @@ class _Method:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
         from peft.utils import PeftType
 
-        settings = copy.deepcopy(dict(self.settings))
-        return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.kind)](**settings, target_modules=target_modules)
+        make: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.kind)]
+        return make(**copy.deepcopy(dict(self.settings)), target_modules=target_modules)
 
     @classmethod
     def of(cls, source: AdapterSource) -> _Method:
@@ -144,15 +144,15 @@ class _Method:
             getattr(tuner, h, None) is not getattr(BaseTuner, h, None) for h in hooks
         ):
             raise CheckpointError(
-                f"{source.path} is an adapter of PEFT's type {kind}, whose modules depend on each other in a way that is "
-                f"not known here; {MERGE}."
+                f"{source.path} is an adapter of PEFT's type {kind}, whose modules depend on each other in a way that "
+                f"is not known here; {MERGE}."
             )
         known = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[known_type])}
         given = {name: value for name, value in config.items() if name not in NOT_OF_THE_FACTORS}
         if unknown := sorted(name for name, value in given.items() if name not in known and value):
             raise CheckpointError(
-                f"{source.path} is an adapter with {unknown[0]}, which PEFT {peft.__version__}, that is installed, does "
-                f"not know; install the PEFT that it was made with, or {MERGE}."
+                f"{source.path} is an adapter with {unknown[0]}, which PEFT {peft.__version__}, that is installed, "
+                f"does not know; install the PEFT that it was made with, or {MERGE}."
             )
         fixed = {name: value for name, value in NOT_OF_ONE_MODULE.items() if name in known}
         settings = {name: value for name, value in given.items() if name in known} | fixed
@@ -215,11 +215,13 @@ class _Merge:
         except TypeError:  # some decompose the weight at once, in float32 at most
             adapted = get_peft_model(model.float(), config)
         given = {key: _as_torch(tensor) for key, tensor in self.tensors.items()}
-        unexpected = set_peft_model_state_dict(adapted, given).unexpected_keys
+        loaded: Any = set_peft_model_state_dict(adapted, given)
         own = re.compile(rf"{re.escape(self.module)}\.{re.escape(self.method.prefix)}")
         missing = [key for key in get_peft_model_state_dict(adapted) if own.search(key) and key not in given]
-        if missing or unexpected:
-            raise ValueError(f"{[*missing, *unexpected][0]} is only in {'PEFT' if missing else 'the file'}")
+        if missing or loaded.unexpected_keys:
+            raise ValueError(
+                f"{[*missing, *loaded.unexpected_keys][0]} is only in {'PEFT' if missing else 'the file'}"
+            )
         return adapted.double().get_submodule(f"base_model.model.{self.module}")
 
     def _not_merged(self, error: Exception) -> CheckpointError:
@@ -250,35 +252,40 @@ class _Merge:
             model.add_module(_WIDEST, widest)
         return model
 
-    def _layer(self, weight: Weight, bias: Weight | None) -> torch.nn.Module:
-        """The module of which this is the weight."""
+    def _layer(self, weight: Weight, bias: Weight | None) -> Any:
+        """The module of which this is the weight, and the bias where it has one."""
         import torch
-        from torch import nn
+        from peft.tuners import tuners_utils
 
-        rows, columns = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1
-        has_bias = bias is not None
-        layer: nn.Module
+        kind, sides = self._kind(weight)
+        of_transformers: Any = vars(tuners_utils)["Conv1D"]  # only training/ imports transformers itself
+        nn: Any = torch.nn
         with torch.device("meta"):
-            if weight.ndim > 2:
-                kind = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[weight.ndim]
-                layer = kind(columns, rows, weight.shape[2:], bias=has_bias)
-            elif weight.ndim == 2 and self.source.is_embedding(self.module):
-                layer = nn.Embedding(rows, columns)
-            elif weight.ndim == 2 and self.source.in_by_out(self.module):
-                from peft.tuners.tuners_utils import (
-                    Conv1D,  # transformers', which is imported by training/ alone
-                )
-
-                layer = Conv1D(columns, rows)
-            elif weight.ndim == 2:
-                layer = nn.Linear(columns, rows, bias=has_bias)
-            else:
-                raise ValueError("it is no weight of a layer that PEFT adapts")
+            makers: dict[str, Callable[[], Any]] = {
+                "Embedding": lambda: nn.Embedding(*sides),
+                "Conv1D": lambda: of_transformers(*sides),
+                "Linear": lambda: nn.Linear(*sides, bias=bias is not None),
+                "Conv1d": lambda: nn.Conv1d(*sides, weight.shape[2], bias=bias is not None),
+                "Conv2d": lambda: nn.Conv2d(*sides, weight.shape[2:], bias=bias is not None),
+                "Conv3d": lambda: nn.Conv3d(*sides, weight.shape[2:], bias=bias is not None),
+            }
+            layer = makers[kind]()
         layer.weight = nn.Parameter(torch.from_numpy(weight.copy()), requires_grad=False)
-        if has_bias or getattr(layer, "bias", None) is not None:
-            numbers = np.zeros(layer.bias.shape) if bias is None else bias.copy()
+        if getattr(layer, "bias", None) is not None:
+            numbers = np.zeros(tuple(layer.bias.shape)) if bias is None else bias.copy()
             layer.bias = nn.Parameter(torch.from_numpy(numbers), requires_grad=False)
         return layer
+
+    def _kind(self, weight: Weight) -> tuple[str, tuple[int, int]]:
+        """Name the class that stores such a weight, with the two sizes that it is made of."""
+        if weight.ndim < 2 or weight.ndim > 5:
+            raise ValueError("it is no weight of a layer that PEFT adapts")
+        rows, columns = weight.shape[:2]
+        if weight.ndim > 2:
+            return f"Conv{weight.ndim - 2}d", (columns, rows)
+        if self.source.is_embedding(self.module):
+            return "Embedding", (rows, columns)
+        return ("Conv1D" if self.source.in_by_out(self.module) else "Linear"), (columns, rows)
 
 
 _WIDEST = "widest_of_all_modules"

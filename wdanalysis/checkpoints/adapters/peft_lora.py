@@ -114,13 +114,15 @@ def read_low_rank(source: AdapterSource, scaling: Scaling, *, shares_inputs: boo
 def without_greatest(weight: Weight, rank: int, scale: float) -> Weight:
     """PiSSA: W0 without its `rank` greatest singular components, which A and B started as."""
     U, s, Vt = np.linalg.svd(weight, full_matrices=False)
-    return weight - (U[:, :rank] * s[:rank]) @ Vt[:rank]
+    rest: Weight = weight - (U[:, :rank] * s[:rank]) @ Vt[:rank]
+    return rest
 
 
 def without_first_rows(weight: Weight, rank: int, scale: float) -> Weight:
     """OLoRA: W0 = QR without s times the first `rank` columns of Q and rows of R, which B and A started as."""
     Q, R = np.linalg.qr(weight)
-    return weight - scale * Q[:, :rank] @ R[:rank]
+    rest: Weight = weight - scale * Q[:, :rank] @ R[:rank]
+    return rest
 
 
 def without_least(weight: Weight, rank: int, scale: float) -> Weight:
@@ -129,7 +131,8 @@ def without_least(weight: Weight, rank: int, scale: float) -> Weight:
     kept = len(s) - rank
     if kept <= 0:
         raise ValueError(f"the rank is {rank}")
-    return (U[:, :kept] * s[:kept]) @ Vt[:kept]
+    rest: Weight = (U[:, :kept] * s[:kept]) @ Vt[:kept]
+    return rest
 
 
 STARTS: Mapping[str, Start] = MappingProxyType({"pissa": without_greatest, "olora": without_first_rows})
@@ -163,13 +166,14 @@ def rescaled(V: Weight, magnitude: Weight) -> Weight:
     m, norm = magnitude.reshape(-1), np.sqrt(np.square(V).sum(axis=1))
     if m.shape != norm.shape:
         raise ValueError(f"there are {m.size} magnitudes")
-    return V * np.divide(m, norm, out=np.zeros_like(norm), where=norm != 0)[:, None]
+    scaled: Weight = V * np.divide(m, norm, out=np.zeros_like(norm), where=norm != 0)[:, None]
+    return scaled
 
 
 def _bias(source: AdapterSource, update: LowRankUpdate, bias: StoredTensor | None) -> Iterator[FormulaUpdate]:
     """Yield what a bias of lora_B adds to the module's own (`lora_bias`)."""
     module = f"{update.module}.bias"
-    if bias is not None and source.base_tensor(module) is not None:
+    if bias is not None and source.base is not None:
         yield FormulaUpdate(module, "LoRA", (bias,), lambda stored: stored + update.scale * wide(bias))
 
 
@@ -185,7 +189,7 @@ def _scaled_by(update: LowRankUpdate, diagonal: StoredTensor) -> LowRankUpdate:
 
 
 def _spread(source: AdapterSource, module: str, factors: Factors) -> None:
-    """Give a module's factors their full width where only a part is stored: BD-LoRA's blocks, QALoRA's pooled inputs."""
+    """Give a module's factors their full width where less is stored: BD-LoRA's blocks, QALoRA's pooled inputs."""
     config, has = source.config or {}, factors.tensors
     if isinstance(blocks := config.get("use_bdlora"), Mapping):
         for part in ("A", "B"):

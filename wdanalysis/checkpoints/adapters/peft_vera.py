@@ -96,8 +96,8 @@ def _drawn(
     seed = (source.config or {}).get("projection_prng_key")
     if not isinstance(seed, int):
         raise CheckpointError(
-            f"{source.path} is a VeRA adapter without vera_A and vera_B, which its training drew at random, and without "
-            "their seed; save it with `save_projection=True`, or merge it into its base."
+            f"{source.path} is a VeRA adapter without vera_A and vera_B, which its training drew at random, and "
+            "without their seed; save it with `save_projection=True`, or merge it into its base."
         )
     rank = max((vector.size for match, vector in vectors if match["side"] == "d"), default=0)
     outputs = max((vector.size for match, vector in vectors if match["side"] == "b"), default=0)
