@@ -71,6 +71,11 @@ def trained(
         loaded = PeftModel.from_pretrained(
             exact, str(folder / "adapter"), autocast_adapter_dtype=False
         ).double()
+        for module in loaded.modules():  # repeated layers share a weight, into which PEFT merges every update
+            if isinstance(
+                weight := getattr(getattr(module, "base_layer", None), "weight", None), nn.Parameter
+            ):
+                module.base_layer.weight = nn.Parameter(weight.detach().clone())
         merged = {name: tensor.clone() for name, tensor in loaded.merge_and_unload().state_dict().items()}
     return folder / "base.safetensors", folder / "adapter", merged
 

@@ -338,11 +338,6 @@ REFUSED: dict[str, tuple[Shapes, dict[str, Any], str]] = {
     "CorDA": (PLAIN, {"init_lora_weights": "corda"}, r"initialised by corda, .* calibration data"),
     "LoRA-GA": (PLAIN, {"init_lora_weights": "lora_ga"}, r"initialised by lora_ga, .* gradients"),
     "LoftQ": (PLAIN, {"init_lora_weights": "loftq"}, r"initialised by loftq, .* quantisation of its base"),
-    "layer replication": (
-        PLAIN,
-        {"layer_replication": [[0, 2], [1, 3]]},
-        r"layer_replication, which repeats layers",
-    ),
     "aLoRA": (PLAIN, {"alora_invocation_tokens": [1, 2]}, r"\(aLoRA\), so that no one weight"),
     "X-LoRA": (PLAIN, {"peft_type": "XLORA"}, r"type XLORA, which mixes"),
     "prompts": (

@@ -255,3 +255,45 @@ def test_factors_that_fit_no_parameter_are_refused(tmp_path: Path) -> None:
     save_file({"layers.0.mlp.experts.down_proj": torch.ones(3, 9, 9)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"do not fit its down_proj: is it the model"):
         wd.compare(tmp_path / "other.safetensors", adapter, modules="all")
+
+
+def _llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 12}
+    config = LlamaConfig(**sizes, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2)
+    return LlamaForCausalLM(config)
+
+
+def test_repeated_layers_have_their_new_numbers_and_their_own_updates(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], layer_replication=[[0, 2], [1, 3]])
+    base, adapter, merged = trained(tmp_path, config, _llama)
+    assert_merges_as_peft(tmp_path, base, adapter, merged)
+    before = load_file(base)
+    rows = wd.compare(base, adapter, modules="q").metrics.set_index("layer")
+    assert list(rows.index) == [0, 1, 2, 3]
+    for layer, original in enumerate([0, 1, 1, 2]):
+        name = "model.layers.{}.self_attn.q_proj.weight"
+        w0, w = before[name.format(original)], merged[name.format(layer)]
+        assert rows.delta_d[layer] == pytest.approx(wd.delta_d(w0, w), rel=1e-9)
+
+
+def test_layers_that_the_base_does_not_have_cannot_be_repeated(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 3]])
+    base, adapter, _ = trained(tmp_path, config, _llama)
+    path = adapter / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    for ranges, message in (
+        ([[0, 9]], r"repeats layer 3, which is not in"),
+        ([[2, 1]], r"no list of ranges"),
+    ):
+        path.write_text(json.dumps({**settings, "layer_replication": ranges}))
+        with pytest.raises(CheckpointError, match=message):
+            wd.compare(base, adapter)
+
+
+def test_adapters_that_repeat_other_layers_are_not_compared_at_once(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 3]])
+    base, adapter, _ = trained(tmp_path, config, _llama)
+    with pytest.raises(CheckpointError, match=r"do not repeat the same layers"):
+        wd.compare(base, {"stretched": adapter, "FT": base})

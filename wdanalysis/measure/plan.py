@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from wdanalysis.checkpoints.model import Model, StoredMatrix, describe, times
 from wdanalysis.checkpoints.names import ATTENTION_ROLES, Matrix, ModuleSelection, Part
+from wdanalysis.checkpoints.replication import replicated
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, ComparisonError
@@ -146,6 +147,7 @@ def plan(
     """
     if base.is_adapter:
         raise ComparisonError(f"{base.path} is an adapter; BASE must be the model that it was trained on")
+    base = replicated(base, (checkpoint for series in methods.values() for checkpoint in series.checkpoints))
     states = [
         State(method, checkpoint.on(base))
         for method, series in methods.items()

@@ -20,6 +20,7 @@ from wdanalysis.checkpoints import open_checkpoint
 from wdanalysis.checkpoints.dtypes import OF_TORCH, STORED_TYPES, torch_type
 from wdanalysis.checkpoints.folders import holds_named_weights
 from wdanalysis.checkpoints.model import base_mismatch, describe
+from wdanalysis.checkpoints.replication import replicated
 from wdanalysis.checkpoints.safetensors_writer import Entry, write_safetensors
 from wdanalysis.checkpoints.storage import Progress, read_json
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
@@ -234,12 +235,16 @@ class _Planning:
     """What becomes of each tensor, decided tensor by tensor: it is kept, replaced, added or gets an update."""
 
     def __init__(self, base: Checkpoint, adapter: Checkpoint, dtype: DType) -> None:
+        layers = (base.config or {}).get("num_hidden_layers")
+        base = replicated(base, [adapter])
         self._base, self._adapter, self._dtype = base, adapter.on(base), dtype
         self._model = describe(base)
         self._planned = {name: _Tensor(name, t, self._stored_as(t)) for name, t in base.tensors.items()}
         mismatch = base_mismatch(base, adapter)
         self._notes = [] if mismatch is None else [f"{mismatch}."]
         self._config: dict[str, Any] = {}
+        if (base.config or {}).get("num_hidden_layers") != layers:
+            self._config["num_hidden_layers"] = (base.config or {})["num_hidden_layers"]
         self._resized = False
         if dtype != "keep":
             self._config["torch_dtype" if "torch_dtype" in (base.config or {}) else "dtype"] = dtype

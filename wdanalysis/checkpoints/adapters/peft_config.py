@@ -18,7 +18,6 @@ MERGE = "merge it into its base with PEFT's `merge_and_unload` and pass the merg
 
 UNREADABLE_SETTINGS: Mapping[str, str] = MappingProxyType(
     {
-        "layer_replication": f"repeats layers of the base, whose numbers then differ; {MERGE}",
         "alora_invocation_tokens": "acts on some tokens only (aLoRA), so that no one weight is tuned",
         "arrow_config": "routes tokens through several adapters (Arrow), so that no one weight is tuned",
         "monteclora_config": f"draws its weights at random (MonteCLoRA); {MERGE}",
