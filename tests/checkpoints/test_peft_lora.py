@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import wdanalysis as wd
-from wdanalysis.checkpoints import open_checkpoint
+from wdanalysis.checkpoints import open_checkpoint, open_series
 from wdanalysis.errors import CheckpointError
 
 CONVOLUTIONS = ["conv1", "conv2", "conv3", "pointwise"]
@@ -297,3 +297,20 @@ def test_adapters_that_repeat_other_layers_are_not_compared_at_once(tmp_path: Pa
     base, adapter, _ = trained(tmp_path, config, _llama)
     with pytest.raises(CheckpointError, match=r"do not repeat the same layers"):
         wd.compare(base, {"stretched": adapter, "FT": base})
+
+
+def test_the_adapters_that_an_x_lora_mixes_are_no_steps(tmp_path: Path) -> None:
+    from peft import XLoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["q_proj"])
+    for name in "ab":
+        get_peft_model(_llama(), config).save_pretrained(str(tmp_path / name))
+    model = _llama()
+    model.config.use_cache = False
+    mixed = {"0": str(tmp_path / "a"), "1": str(tmp_path / "b")}
+    x = get_peft_model(model, XLoraConfig(task_type="CAUSAL_LM", hidden_size=8, adapters=mixed))
+    x.save_pretrained(str(tmp_path / "x"))
+    with pytest.raises(CheckpointError, match=r"type XLORA, which mixes .* pass one of the adapters"):
+        open_series(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"is one of the adapters of an X-LoRA"):
+        open_series(tmp_path / "x" / "0")

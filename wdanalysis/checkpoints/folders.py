@@ -188,6 +188,11 @@ def holds_named_weights(folder: Path) -> bool:
     return any((folder / name).exists() for name in WEIGHTS_NAMES)
 
 
+def mixes_adapters(folder: Path) -> bool:
+    """Whether a folder is of an X-LoRA, with the adapters that it mixes in folders inside it."""
+    return (read_json(folder / ADAPTER_CONFIG) or {}).get("peft_type") == "XLORA"
+
+
 def is_weights_file(path: Path) -> bool:
     """Whether a file may hold weights, by its name."""
     return path.suffix in READERS and not NOT_WEIGHTS.search(path.name) and not path.name.startswith(".")

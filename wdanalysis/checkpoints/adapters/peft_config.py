@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -74,9 +74,44 @@ what it came from."""
 T = TypeVar("T")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+SETTING_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
+    {
+        "target_parameters": ("a list of names", _is_names),
+        "feedforward_modules": (
+            "a name or a list of names",
+            lambda value: isinstance(value, str) or _is_names(value),
+        ),
+        "use_bdlora": ("its settings by name", lambda value: isinstance(value, dict)),
+        "auto_mapping": ("settings by name", lambda value: isinstance(value, dict)),
+        "qalora_group_size": ("a number above 0", _is_count),
+        "num_cayley_neumann_terms": ("a number above 0", _is_count),
+        "eps": ("a number", _is_number),
+    }
+)
+"""What a setting has to be, where it is there, so that it can be read."""
+
+
 def check_readable(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse an adapter of which no tuned weight can be told, and say why."""
     kind = peft_type(config)
+    for setting, (expected, is_right) in SETTING_KINDS.items():
+        if (value := config.get(setting)) is not None and not is_right(value):
+            raise CheckpointError(
+                f"adapter_config.json of {path} has {setting} = {value!r}, which is not {expected}; save the adapter "
+                "again with `save_pretrained`."
+            )
     if reason := UNREADABLE_TYPES.get(kind):
         raise CheckpointError(f"{path} is an adapter of PEFT's type {kind}, {reason}.")
     for setting, reason in UNREADABLE_SETTINGS.items():
@@ -181,7 +216,3 @@ class Scaling:
                 f"adapter_config.json of {self.path} has a pattern that is no regular expression ({error}); "
                 "correct its rank_pattern or alpha_pattern."
             ) from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -149,6 +149,8 @@ def _ia3(source: AdapterSource, module: str, has: Factors) -> Iterator[FormulaUp
 
     def tuned(weight: Weight) -> Weight:
         scale = wide(vector).reshape(-1)
+        if weight.ndim < 2:
+            raise ValueError("it is no matrix")
         places = weight.ndim > 2  # a convolution scales its input channels, whatever its kernel is
         matrix = weight.reshape(*weight.shape[:2], -1) if places else weight[:, :, None]
         if scale.size != matrix.shape[1 if scales_inputs else 0]:

@@ -75,6 +75,11 @@ def sort_parts(source: AdapterSource, factor: re.Pattern[str] = FACTOR) -> Parts
     repeated = []
     for key, tensor in source.tensors.items():
         name = PEFT_PREFIX.sub("", key)
+        if name.startswith("base_model.lora_model."):
+            raise CheckpointError(
+                f"{path} is one of the adapters of an X-LoRA, with names that no longer tell all layers; pass the "
+                "adapter that it was made from."
+            )
         found = factor.fullmatch(name)
         if match := found or MAGNITUDE.fullmatch(name):
             module = parts.modules.setdefault(match["module"], Factors())
