@@ -364,6 +364,11 @@ REFUSED: dict[str, tuple[Shapes, dict[str, Any], str]] = {
         {"peft_type": "LOHA", "alpha": 2},
         r"has no hada_w2_b for layers\.0\.q",
     ),
+    "OFT of PEFT before 0.16": (
+        {"oft_r": (2, 3, 3)},
+        {"peft_type": "OFT"},
+        r"oft_r', which is no part of PEFT's OFT as it is known here",
+    ),
     "LoHa without alpha": (
         {"hada_w1_a": (4, 2), "hada_w1_b": (2, 6), "hada_w2_a": (4, 2), "hada_w2_b": (2, 6)},
         {"peft_type": "LOHA"},

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import peft
 import pytest
 import torch
-from peft import PeftConfig
-from peft_adapters import ATTENTION, assert_merges_as_peft, trained
+from peft import PeftConfig, get_peft_model
+from peft_adapters import ATTENTION, assert_merges_as_peft, randomised, trained
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import wdanalysis as wd
 from wdanalysis.checkpoints import open_checkpoint
@@ -159,3 +162,46 @@ def test_nothing_that_the_configuration_names_is_run_or_fetched(tmp_path: Path) 
     config["base_model_name_or_path"] = "somebody/no-such-model"
     path.write_text(json.dumps({**config, "modules_to_save": ["layers"], "revision": "none"}))
     assert_merges_as_peft(tmp_path, base, adapter, merged)
+
+
+def test_without_peft_the_methods_that_need_it_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, adapter, _ = trained(tmp_path, GENERAL["HRA"]())
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(CheckpointError, match=r"type HRA, which PEFT itself is needed to read; install it"):
+        open_checkpoint(adapter)
+
+
+MEMORY_OF_MODULES = """
+import resource, sys
+import wdanalysis as wd
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+folder = sys.argv[1]
+compare = lambda modules: wd.compare(folder + "/base.safetensors", folder + "/adapter", modules=modules)
+compare("layers.0.q_proj")
+before = peak()
+compare("all")
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_holds_one_module_of_those_that_peft_merges(tmp_path: Path) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(
+                nn.ModuleDict({"q_proj": nn.Linear(1024, 1024, bias=False)}) for _ in range(12)
+            )
+
+    model = get_peft_model(Wide(), peft.HRAConfig(r=4, target_modules=["q_proj"]))
+    names = {f"layers.{n}.q_proj.weight": torch.randn(1024, 1024) for n in range(12)}
+    save_file(names, tmp_path / "base.safetensors")
+    randomised(model).save_pretrained(str(tmp_path / "adapter"))
+    run = [sys.executable, "-c", MEMORY_OF_MODULES, str(tmp_path)]
+    grown = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    assert grown < 4 * 8 * 1024 * 1024  # of 12 modules with 8 MiB each in float64

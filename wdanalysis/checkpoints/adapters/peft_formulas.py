@@ -22,7 +22,7 @@ from wdanalysis.checkpoints.adapters.formats import (
     on_matrix,
     wide,
 )
-from wdanalysis.checkpoints.adapters.peft_config import Scaling
+from wdanalysis.checkpoints.adapters.peft_config import MERGE, Scaling
 from wdanalysis.checkpoints.adapters.peft_keys import Parts, factor_pattern, sort_parts, trained_tokens
 from wdanalysis.checkpoints.tensors import FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.errors import CheckpointError
@@ -47,8 +47,13 @@ def _format(method: str, kind: str, prefix: str, parts: str, updates: Updates) -
                 f"{source.path} is an adapter of PEFT's {method} without adapter_config.json, which has the numbers "
                 "that its factors are to be read with; put it beside them."
             )
-        sorted_parts = sort_parts(source, pattern)
-        return _adapter(source, method, sorted_parts, updates)
+        parts = sort_parts(source, pattern)
+        if other := next((name for name in parts.replaced if f".{prefix}" in name), None):
+            raise CheckpointError(
+                f"{source.path} holds {other!r}, which is no part of PEFT's {method} as it is known here (older "
+                f"versions saved it otherwise); {MERGE}."
+            )
+        return _adapter(source, method, parts, updates)
 
     return AdapterFormat("PEFT", recognises, read, types=(kind,))
 
