@@ -182,7 +182,7 @@ def peak():
 
 folder = sys.argv[1]
 compare = lambda modules: wd.compare(folder + "/base.safetensors", folder + "/adapter", modules=modules)
-compare("layers.0.q_proj")
+compare(r"layers\\.[0-5]\\.q_proj")
 before = peak()
 compare("all")
 print(peak() - before)
@@ -190,18 +190,20 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-def test_memory_holds_one_module_of_those_that_peft_merges(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_modules_that_peft_merges(tmp_path: Path) -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.ModuleList(
-                nn.ModuleDict({"q_proj": nn.Linear(1024, 1024, bias=False)}) for _ in range(12)
+                nn.ModuleDict({"q_proj": nn.Linear(1024, 1024, bias=False)}) for _ in range(24)
             )
 
     model = get_peft_model(Wide(), peft.HRAConfig(r=4, target_modules=["q_proj"]))
-    names = {f"layers.{n}.q_proj.weight": torch.randn(1024, 1024) for n in range(12)}
+    names = {f"layers.{n}.q_proj.weight": torch.randn(1024, 1024) for n in range(24)}
     save_file(names, tmp_path / "base.safetensors")
     randomised(model).save_pretrained(str(tmp_path / "adapter"))
     run = [sys.executable, "-c", MEMORY_OF_MODULES, str(tmp_path)]
     grown = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-    assert grown < 4 * 8 * 1024 * 1024  # of 12 modules with 8 MiB each in float64
+    assert (
+        grown < 8 * 8 * 1024 * 1024
+    )  # of 18 more modules with 8 MiB each in float64, of which PEFT makes copies
