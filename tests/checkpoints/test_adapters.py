@@ -184,21 +184,6 @@ def test_a_resized_embedding_replaces_that_of_the_base(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).tensors.keys() == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
-def test_single_trained_tokens_are_left_out_and_noted(tmp_path: Path) -> None:
-    save_adapter(adapted(["q"], r=2, trainable_token_indices={"tokens": [1, 2]}), tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
-    assert len(checkpoint.updates) == 2
-    assert any("Tensors of single trained tokens were left out" in note for note in checkpoint.notes)
-
-
-def test_biases_of_the_factors_are_left_out_and_noted(tmp_path: Path) -> None:
-    save_adapter(adapted(["q"], r=2, lora_bias=True), tmp_path)
-    assert (
-        "Biases of lora_B were left out, as they change no matrix (2, first"
-        in open_checkpoint(tmp_path).notes[0]
-    )
-
-
 def test_the_configuration_is_kept(tmp_path: Path) -> None:
     save_adapter(adapted(["q"], r=2), tmp_path)
     configuration = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -305,11 +290,6 @@ def test_the_prefix_of_peft_is_taken_off(write: Write, prefix: str) -> None:
 REFUSED: dict[str, tuple[Shapes, dict[str, Any], str]] = {
     "no B": ({"lora_A.weight": (2, 6)}, {}, r"has no lora_B for layers\.0\.q"),
     "no A": ({"lora_B.weight": (4, 2)}, {}, r"has no lora_A for layers\.0\.q"),
-    "only a magnitude": (
-        {"lora_magnitude_vector": (4,)},
-        {"r": 2},
-        r"has no lora_A and no lora_B for layers\.0\.q",
-    ),
     "ranks that differ": (
         {"lora_A.weight": (2, 6), "lora_B.weight": (4, 3)},
         {},
@@ -341,28 +321,24 @@ REFUSED: dict[str, tuple[Shapes, dict[str, Any], str]] = {
         {},
         r"several adapters \(a, b\)",
     ),
-    "unknown parts": ({**PLAIN, "lora_E": (2, 1)}, {}, r"holds '.*lora_E', which is no part of LoRA"),
+    "unknown parts": ({**PLAIN, "lora_E": (2, 1)}, {}, r"holds '.*lora_E', which is no known part"),
     "one part twice": ({**PLAIN, "lora_A.default.weight": (2, 6)}, {}, r"holds the part '.*lora_A.*' twice"),
     "no factors": ({}, {"r": 2}, r"holds no lora_A and lora_B"),
     "kohya": ({"lora_down.weight": (2, 6), "lora_up.weight": (4, 2)}, {}, r"is a kohya adapter"),
-    "LoKr without configuration": ({"lokr_w1": (2, 2), "lokr_w2": (2, 3)}, {}, r"is a LoKr adapter"),
-    "PiSSA": (
-        PLAIN,
-        {"init_lora_weights": "pissa"},
-        r"initialised by pissa, .*path_initial_model_for_weight_conversion",
+    "LoKr without configuration": (
+        {"lokr_w1": (2, 2), "lokr_w2": (2, 3)},
+        {},
+        r"LoKr without adapter_config\.json",
     ),
-    "PiSSA by iterations": (PLAIN, {"init_lora_weights": "pissa_niter_16"}, r"initialised by pissa_niter_16"),
-    "OLoRA": (PLAIN, {"init_lora_weights": "OLoRA"}, r"initialised by OLoRA"),
-    "CorDA": (PLAIN, {"init_lora_weights": "corda"}, r"initialised by corda"),
-    "LoRA-GA": (PLAIN, {"init_lora_weights": "lora_ga"}, r"initialised by lora_ga"),
-    "LoftQ": (PLAIN, {"init_lora_weights": "loftq"}, r"initialised by loftq"),
-    "layer replication": (
+    "PiSSA by iterations": (
         PLAIN,
-        {"layer_replication": [[0, 2], [1, 3]]},
-        r"layer_replication, which repeats layers",
+        {"init_lora_weights": "pissa_niter_16"},
+        r"initialised by pissa_niter_16, .* a randomised SVD .*path_initial_model_for_weight_conversion",
     ),
+    "CorDA": (PLAIN, {"init_lora_weights": "corda"}, r"initialised by corda, .* calibration data"),
+    "LoRA-GA": (PLAIN, {"init_lora_weights": "lora_ga"}, r"initialised by lora_ga, .* gradients"),
+    "LoftQ": (PLAIN, {"init_lora_weights": "loftq"}, r"initialised by loftq, .* quantisation of its base"),
     "aLoRA": (PLAIN, {"alora_invocation_tokens": [1, 2]}, r"\(aLoRA\), so that no one weight"),
-    "experts": (PLAIN, {"target_parameters": ["experts.up"]}, r"target_parameters, which adapts three-dim"),
     "X-LoRA": (PLAIN, {"peft_type": "XLORA"}, r"type XLORA, which mixes"),
     "prompts": (
         {"prompt_embeddings": (2, 6)},
@@ -376,9 +352,49 @@ REFUSED: dict[str, tuple[Shapes, dict[str, Any], str]] = {
         {"alpha_pattern": {"(q": 2}},
         r"is no regular expression",
     ),
+    "AdaLoRA without E": (PLAIN, {"peft_type": "ADALORA"}, r"has no lora_E for layers\.0\.q"),
+    "AdaLoRA without the rank that it began with": (
+        {"lora_A": (2, 6), "lora_B": (4, 2), "lora_E": (2, 1)},
+        {"peft_type": "ADALORA"},
+        r"does not give init_r as a number",
+    ),
+    "another method's keys": (PLAIN, {"peft_type": "LOHA"}, r"lora_A\.weight', which is no known part"),
+    "LoHa without a factor": (
+        {"hada_w1_a": (4, 2), "hada_w1_b": (2, 6), "hada_w2_a": (4, 2)},
+        {"peft_type": "LOHA", "alpha": 2},
+        r"has no hada_w2_b for layers\.0\.q",
+    ),
+    "OFT of PEFT before 0.16": (
+        {"oft_r": (2, 3, 3)},
+        {"peft_type": "OFT"},
+        r"oft_r', which is no part of PEFT's OFT as it is known here",
+    ),
+    "LoHa without alpha": (
+        {"hada_w1_a": (4, 2), "hada_w1_b": (2, 6), "hada_w2_a": (4, 2), "hada_w2_b": (2, 6)},
+        {"peft_type": "LOHA"},
+        r"does not give alpha",
+    ),
+    "a setting that PEFT does not know": (
+        {"hra_u": (6, 2)},
+        {"peft_type": "HRA", "invented": 3},
+        r"with invented, which PEFT .* does not know",
+    ),
+    "a type that PEFT does not know": (
+        {"new_u": (6, 2)},
+        {"peft_type": "NEWEST"},
+        r"type NEWEST, which PEFT .* does not know",
+    ),
 } | {
-    kind: (PLAIN, {"peft_type": kind}, rf"type {kind}, which is not supported; merge it")
-    for kind in ("ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "RANDLORA")
+    kind: (PLAIN, {"peft_type": kind}, rf"type {kind}, {reason}")
+    for kind, reason in {
+        "POLY": "which mixes its factors anew for each task",
+        "LILY": "which mixes its factors anew for each token",
+        "UNILORA": "which deals its numbers out",
+        "TINYLORA": "which deals its vectors out",
+        "FROD": "whose factors are computed from all weights",
+        "BEFT": "which changes biases alone",
+        "SHADOW": "which runs a second network",
+    }.items()
 }
 
 

@@ -116,11 +116,37 @@ def test_factors_in_bfloat16_are_widened(base: dict[str, torch.Tensor], adapter:
     assert q.scale == 1.0
 
 
-def test_projections_that_were_not_saved_are_asked_for(adapter: Path) -> None:
+@pytest.mark.parametrize("seed", [0, 77])
+def test_projections_that_were_not_saved_are_drawn_again_from_their_seed(
+    base: dict[str, torch.Tensor], tmp_path: Path, seed: int
+) -> None:
+    save_file(base, tmp_path / "base.safetensors")
+    model = Model()
+    model.load_state_dict(base)
+    targets = ["q_proj", "down_proj", "c_attn"]
+    config = VeraConfig(r=6, target_modules=targets, save_projection=False, projection_prng_key=seed)
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "vera_lambda" in name:
+                weight.add_(0.3 * torch.randn_like(weight))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    assert "base_model.vera_A" not in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    merged = merged_by_peft(base, tmp_path / "adapter")
+    metrics = wd.compare(tmp_path / "base.safetensors", tmp_path / "adapter", modules="all").metrics
+    assert len(metrics) == 3
+    for row in metrics.itertuples():
+        w0, w = as_linear(row.name, base[row.name]), as_linear(row.name, merged[row.name])
+        assert row.delta_m == pytest.approx(wd.delta_m(w0, w), rel=1e-6), row.name
+        assert row.delta_d == pytest.approx(wd.delta_d(w0, w), rel=1e-6), row.name
+
+
+def test_projections_without_their_seed_are_asked_for(adapter: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file(
         {name: t for name, t in tensors.items() if "lambda" in name}, adapter / "adapter_model.safetensors"
     )
+    (adapter / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"without vera_A and vera_B.*save_projection=True"):
         open_checkpoint(adapter)
 

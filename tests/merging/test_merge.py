@@ -431,8 +431,6 @@ REFUSED: dict[str, tuple[Callable[[Weights], Weights], dict[str, Any], type[WdAn
         lambda weights: weights | {"layers.0.q_proj.weight": torch.ones(24, 24, dtype=torch.int8)}, {},
         CheckpointError, r"q_proj\.weight in .* is stored as I8",
     ),
-    "biases of lora_B": (dict, {"lora_bias": True}, CheckpointError, "has lora_bias"),
-    "single tokens": (dict, {"trainable_token_indices": [1]}, CheckpointError, "has trainable_token_indices"),
 }  # fmt: skip
 
 

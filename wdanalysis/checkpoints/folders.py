@@ -136,16 +136,21 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
     )
     if not an_adapter:
         return checkpoint
-    adapter = read_adapter(path, tensors, config, alpha)
-    return replace(
-        checkpoint,
-        format=f"{adapter.format} adapter ({adapter.method})",
-        method=adapter.method,
-        tensors=adapter.tensors,
-        updates=adapter.updates,
-        formulas=adapter.formulas,
-        notes=(*notes, *adapter.notes),
-    )
+
+    def applied_to(base: Checkpoint | None) -> Checkpoint:
+        adapter = read_adapter(path, tensors, config, alpha, base)
+        return replace(
+            checkpoint,
+            format=f"{adapter.format} adapter ({adapter.method})",
+            method=adapter.method,
+            tensors=adapter.tensors,
+            updates=adapter.updates,
+            formulas=adapter.formulas,
+            notes=(*notes, *adapter.notes),
+            applied_to=applied_to,
+        )
+
+    return applied_to(None)
 
 
 def find_weights(folder: Path) -> tuple[WeightsSet, list[str]]:
@@ -181,6 +186,11 @@ def holds_checkpoint(folder: Path) -> bool:
 def holds_named_weights(folder: Path) -> bool:
     """Whether a folder holds weights under a name that transformers or PEFT gives."""
     return any((folder / name).exists() for name in WEIGHTS_NAMES)
+
+
+def mixes_adapters(folder: Path) -> bool:
+    """Whether a folder is of an X-LoRA, with the adapters that it mixes in folders inside it."""
+    return (read_json(folder / ADAPTER_CONFIG) or {}).get("peft_type") == "XLORA"
 
 
 def is_weights_file(path: Path) -> bool:

@@ -12,6 +12,7 @@ from wdanalysis.checkpoints.folders import (
     holds_checkpoint,
     holds_named_weights,
     is_weights_file,
+    mixes_adapters,
     open_checkpoint,
     weights_sets,
 )
@@ -261,6 +262,8 @@ def _checkpoints(place: Path) -> tuple[list[_Found], list[str]]:
 
 def _step_entries(folder: Path) -> list[Path]:
     """List the folders, and the files of weights that are no shards of an index, whose names tell a step."""
+    if mixes_adapters(folder):  # they lie in folders called 0, 1 …
+        return []
     entries = [
         entry
         for entry in sorted(folder.iterdir())

@@ -26,6 +26,7 @@ from wdanalysis.checkpoints.names import (
     closest,
     is_in_attention,
 )
+from wdanalysis.checkpoints.replication import replicated
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate, Series, StoredTensor
 from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, ComparisonError
@@ -169,8 +170,11 @@ def plan(
     """
     if base.is_adapter:
         raise ComparisonError(f"{base.path} is an adapter; BASE must be the model that it was trained on")
+    base = replicated(base, (checkpoint for series in methods.values() for checkpoint in series.checkpoints))
     states = [
-        State(method, checkpoint) for method, series in methods.items() for checkpoint in series.checkpoints
+        State(method, checkpoint.on(base))
+        for method, series in methods.items()
+        for checkpoint in series.checkpoints
     ]
     if any(map(has_experts_apart, (base, *(state.checkpoint for state in states)))):
         base = with_experts_apart(base)

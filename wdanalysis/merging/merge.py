@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -22,6 +21,7 @@ from wdanalysis.checkpoints.base_identity import base_mismatch
 from wdanalysis.checkpoints.dtypes import OF_TORCH, STORED_TYPES, torch_type
 from wdanalysis.checkpoints.folders import holds_named_weights
 from wdanalysis.checkpoints.model import describe
+from wdanalysis.checkpoints.replication import replicated
 from wdanalysis.checkpoints.safetensors_writer import Entry, write_safetensors
 from wdanalysis.checkpoints.storage import Progress, read_json
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
@@ -48,14 +48,6 @@ COMPANIONS = (
     "modeling_*.py",
 )
 """Files beside the base's weights that the merged model needs as well."""
-
-UNMERGEABLE_SETTINGS: Mapping[str, str] = MappingProxyType(
-    {
-        "lora_bias": "trains biases of lora_B",
-        "trainable_token_indices": "trains single tokens of an embedding",
-    }
-)
-"""Fields of `adapter_config.json` that, when set, change more than the matrices that are merged here."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,7 @@ def merge(
     base
         A model's file or folder.
     adapter
-        A LoRA, DoRA, VeRA or DVoRA adapter's file or folder.
+        An adapter's file or folder, of any method that `compare` reads.
     out
         The folder to make; it appears when it is complete. It has the base's shards, configuration and tokenizer.
     dtype
@@ -244,12 +236,16 @@ class _Planning:
     """What becomes of each tensor, decided tensor by tensor: it is kept, replaced, added or gets an update."""
 
     def __init__(self, base: Checkpoint, adapter: Checkpoint, dtype: DType) -> None:
-        self._base, self._adapter, self._dtype = base, adapter, dtype
+        layers = (base.config or {}).get("num_hidden_layers")
+        base = replicated(base, [adapter])
+        self._base, self._adapter, self._dtype = base, adapter.on(base), dtype
         self._model = describe(base)
         self._planned = {name: _Tensor(name, t, self._stored_as(t)) for name, t in base.tensors.items()}
         mismatch = base_mismatch(base, adapter)
         self._notes = [] if mismatch is None else [f"{mismatch}."]
         self._config: dict[str, Any] = {}
+        if (base.config or {}).get("num_hidden_layers") != layers:
+            self._config["num_hidden_layers"] = (base.config or {})["num_hidden_layers"]
         self._resized = False
         if dtype != "keep":
             self._config["torch_dtype" if "torch_dtype" in (base.config or {}) else "dtype"] = dtype
@@ -346,11 +342,6 @@ def _check_mergeable(base: Checkpoint, adapter: Checkpoint) -> None:
         raise CheckpointError(f"{base.path} is an adapter; BASE must be the model that it was trained on.")
     if not adapter.is_adapter:
         raise CheckpointError(f"{adapter.path} is no adapter; there is nothing to merge into {base.path}.")
-    for setting, reason in UNMERGEABLE_SETTINGS.items():
-        if (adapter.config or {}).get(setting):
-            raise CheckpointError(
-                f"{adapter.path} has {setting}, which {reason}; merge it with PEFT's `merge_and_unload`."
-            )
 
 
 def _shards(base: Checkpoint, planned: Mapping[str, _Tensor]) -> tuple[tuple[_Tensor, ...], ...]:

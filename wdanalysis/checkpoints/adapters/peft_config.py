@@ -1,10 +1,10 @@
-"""`adapter_config.json` of PEFT: which adapters are a low-rank update of one weight, and with which scale."""
+"""`adapter_config.json` of PEFT: which adapters have a tuned weight to tell, and with which scale."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,17 +18,15 @@ MERGE = "merge it into its base with PEFT's `merge_and_unload` and pass the merg
 
 UNREADABLE_SETTINGS: Mapping[str, str] = MappingProxyType(
     {
-        "layer_replication": f"repeats layers of the base, whose numbers then differ; {MERGE}",
         "alora_invocation_tokens": "acts on some tokens only (aLoRA), so that no one weight is tuned",
         "arrow_config": "routes tokens through several adapters (Arrow), so that no one weight is tuned",
         "monteclora_config": f"draws its weights at random (MonteCLoRA); {MERGE}",
-        "kasa_config": f"changes the base weights as well (KaSA); {MERGE}",
-        "use_bdlora": f"stores its factors as blocks (BD-LoRA); {MERGE}",
-        "use_qalora": f"pools its inputs in groups (QALoRA); {MERGE}",
-        "target_parameters": f"adapts three-dimensional parameters, which is not supported; {MERGE}",
     }
 )
-"""Fields of `adapter_config.json` that, when set, make W0 + scale·BA the wrong weight."""
+"""Fields of `adapter_config.json` that, when set, leave no tuned weight to be told from the file and the base."""
+
+_NO_WEIGHT = "which changes no weight, so that there is nothing to compare"
+_BY_INPUT = "so that no one weight is tuned"
 
 UNREADABLE_TYPES: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(
@@ -41,39 +39,91 @@ UNREADABLE_TYPES: Mapping[str, str] = MappingProxyType(
             "CARTRIDGE",
             "ADAPTION_PROMPT",
         ),
-        "which changes no weight, so that there is nothing to compare",
+        _NO_WEIGHT,
     )
-    | {"XLORA": "which mixes its adapters anew for each token, so that no one weight is tuned"}
+    | {
+        "BEFT": "which changes biases alone, so that there is no matrix to compare",
+        "SHADOW": "which runs a second network beside the model and changes no weight",
+        "XLORA": f"which mixes its adapters anew for each token, {_BY_INPUT}; pass one of the adapters that it mixes",
+        "POLY": f"which mixes its factors anew for each task, {_BY_INPUT}",
+        "LILY": f"which mixes its factors anew for each token, {_BY_INPUT}",
+        "UNILORA": "which deals its numbers out to the modules in the order of the model, which no file tells; "
+        + MERGE,
+        "TINYLORA": "which deals its vectors out to the modules in the order of the model, which no file tells; "
+        + MERGE,
+        "FROD": f"whose factors are computed from all weights of the base at once; {MERGE}",
+    }
 )
-"""PEFT types that have no tuned weights; every other type can at least be merged."""
+"""PEFT types of which no tuned weight can be told, module by module, from the file and the base."""
 
-READABLE_TYPES: Mapping[str, Axis] = MappingProxyType(
-    {"LORA": "out", "DORA": "out", "VERA": "out", "DVORA": "out", "DORA_IN": "in", "DVORA_IN": "in"}
+MAGNITUDE_AXES: Mapping[str, Axis] = MappingProxyType({"DORA_IN": "in", "DVORA_IN": "in"})
+"""The axis of the magnitudes by `peft_type`, where it is not PEFT's: names under which our own training saves what PEFT
+does not have."""
+
+UNTOLD_INITS: Mapping[str, str] = MappingProxyType(
+    {
+        "corda": "the activations of its calibration data",
+        "lora_ga": "the gradients of its training data",
+        "loftq": "the quantisation of its base",
+        "pissa_niter_": "a randomised SVD",
+    }
 )
-"""The axis of the magnitudes by `peft_type`: PEFT's name of both LoRA and DoRA, the name that the paper authors' fork
-gives to DoRA, PEFT's name of VeRA, and the names under which our own training saves what PEFT does not have."""
-
-CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
-"""Values of `init_lora_weights` (or how they begin) that subtract the initial B·A from the base."""
+"""Values of `init_lora_weights` (or how they begin) that subtract an initial B·A which cannot be computed again, with
+what it came from."""
 
 T = TypeVar("T")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+SETTING_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
+    {
+        "target_parameters": ("a list of names", _is_names),
+        "feedforward_modules": (
+            "a name or a list of names",
+            lambda value: isinstance(value, str) or _is_names(value),
+        ),
+        "use_bdlora": ("its settings by name", lambda value: isinstance(value, dict)),
+        "auto_mapping": ("settings by name", lambda value: isinstance(value, dict)),
+        "qalora_group_size": ("a number above 0", _is_count),
+        "num_cayley_neumann_terms": ("a number above 0", _is_count),
+        "eps": ("a number", _is_number),
+    }
+)
+"""What a setting has to be, where it is there, so that it can be read."""
+
+
 def check_readable(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse an adapter whose tuned weight is not W0 + scale·BA, and say why."""
+    """Refuse an adapter of which no tuned weight can be told, and say why."""
     kind = peft_type(config)
-    if kind not in READABLE_TYPES:
-        reason = UNREADABLE_TYPES.get(kind, f"which is not supported; {MERGE}")
+    for setting, (expected, is_right) in SETTING_KINDS.items():
+        if (value := config.get(setting)) is not None and not is_right(value):
+            raise CheckpointError(
+                f"adapter_config.json of {path} has {setting} = {value!r}, which is not {expected}; save the adapter "
+                "again with `save_pretrained`."
+            )
+    if reason := UNREADABLE_TYPES.get(kind):
         raise CheckpointError(f"{path} is an adapter of PEFT's type {kind}, {reason}.")
     for setting, reason in UNREADABLE_SETTINGS.items():
         if config.get(setting):
             raise CheckpointError(f"{path} is an adapter with {setting}, which {reason}.")
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(CHANGING_INITS):
-        raise CheckpointError(
-            f"{path} was initialised by {init}, which changes the base weights, so it is no update of the "
-            "original base; convert it with `save_pretrained(…, path_initial_model_for_weight_conversion=…)`."
-        )
+    for start, origin in UNTOLD_INITS.items():
+        if isinstance(init, str) and init.lower().startswith(start):
+            raise CheckpointError(
+                f"{path} was initialised by {init}, which subtracts from the base weights what came from {origin} and "
+                "is not in the file; convert it with `save_pretrained(…, path_initial_model_for_weight_conversion=…)`."
+            )
 
 
 def peft_type(config: Mapping[str, Any]) -> str:
@@ -99,9 +149,9 @@ class Scaling:
         return cls.from_alpha(path, alpha) if config is None else cls.from_config(path, config)
 
     @classmethod
-    def from_config(cls, path: Path, config: Mapping[str, Any]) -> Scaling:
-        """Take it from `adapter_config.json`."""
-        alpha, rank = config.get("lora_alpha"), config.get("r")
+    def from_config(cls, path: Path, config: Mapping[str, Any], key: str = "lora_alpha") -> Scaling:
+        """Take it from `adapter_config.json`, where α has this key."""
+        alpha, rank = config.get(key), config.get("r")
         patterns = {name: config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
         numbers = [
             alpha,
@@ -111,7 +161,7 @@ class Scaling:
             map(_is_number, numbers)
         ):
             raise CheckpointError(
-                f"adapter_config.json of {path} does not give lora_alpha, rank_pattern and alpha_pattern "
+                f"adapter_config.json of {path} does not give {key}, rank_pattern and alpha_pattern "
                 "as numbers; save the adapter again with `save_pretrained`."
             )
         return cls(path, alpha, rank, by_square_root=bool(config.get("use_rslora", False)), **patterns)  # type: ignore[arg-type]
@@ -166,7 +216,3 @@ class Scaling:
                 f"adapter_config.json of {self.path} has a pattern that is no regular expression ({error}); "
                 "correct its rank_pattern or alpha_pattern."
             ) from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -6,17 +6,20 @@ with the scale 1, whose factors are computed when they are read. With a magnitud
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wdanalysis.checkpoints.adapters.formats import Adapter, AdapterFormat, AdapterSource
+from wdanalysis.checkpoints.adapters.formats import Adapter, AdapterFormat, AdapterSource, Weight, computed
 from wdanalysis.checkpoints.adapters.peft_config import Scaling
+from wdanalysis.checkpoints.adapters.peft_keys import PEFT_PREFIX
 from wdanalysis.checkpoints.adapters.peft_lora import read_low_rank
 from wdanalysis.checkpoints.dtypes import widen, working_type
 from wdanalysis.checkpoints.tensors import StoredTensor
@@ -38,7 +41,7 @@ def recognises(names: Collection[str]) -> bool:
 
 def read(source: AdapterSource) -> Adapter:
     """Read the updates, whose scale is 1: the vectors have it."""
-    low_rank = replace(source, tensors=as_low_rank(source.path, source.tensors))
+    low_rank = replace(source, tensors=as_low_rank(source))
     scaling = Scaling(source.path, alpha=1.0, divides_by_rank=False)
     adapter = replace(read_low_rank(low_rank, scaling, shares_inputs=True), directions="VeRA")
     if source.alpha is None or source.config is not None:
@@ -47,15 +50,13 @@ def read(source: AdapterSource) -> Adapter:
     return replace(adapter, notes=(*adapter.notes, unused))
 
 
-def as_low_rank(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def as_low_rank(source: AdapterSource) -> dict[str, StoredTensor]:
     """Give each module its own factors, under the keys that LoRA's have.
 
     Parameters
     ----------
-    path
-        The file or folder, for messages.
-    tensors
-        All tensors of the adapter, by their names in the file.
+    source
+        All tensors of the adapter, and the base, from whose widths shared projections that were not saved are drawn.
 
     Returns
     -------
@@ -66,28 +67,103 @@ def as_low_rank(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, St
     Raises
     ------
     CheckpointError
-        The shared projections were not saved, or a vector does not fit them.
+        The shared projections cannot be told, or a vector does not fit them.
     """
+    path = source.path
     shared: dict[str, StoredTensor] = {}
     low_rank: dict[str, StoredTensor] = {}
     vectors: list[tuple[re.Match[str], StoredTensor]] = []
-    for name, tensor in tensors.items():
+    for name, tensor in source.tensors.items():
         if match := PROJECTION.fullmatch(name):
             shared.setdefault(match["factor"], tensor)
         elif match := SCALING_VECTOR.fullmatch(name):
             vectors.append((match, tensor))
         else:
             low_rank[name] = tensor
-    if missing := [f"vera_{factor}" for factor in "AB" if factor not in shared]:
-        raise CheckpointError(
-            f"{path} is a VeRA adapter without {' and '.join(missing)}, which its training drew at random; save it "
-            "with `save_projection=True`, or merge it into its base."
-        )
+    if shared.keys() != {"A", "B"}:
+        shared = _drawn(source, vectors)
     for match, vector in vectors:
         factor = FACTOR_OF_SIDE[match["side"]]
         key = f"{match['module']}.lora_{factor}{match['adapter'] or ''}.weight"
         low_rank[key] = _scaled(path, vector, shared[factor], exactly=factor == "A")
     return low_rank
+
+
+def _drawn(
+    source: AdapterSource, vectors: list[tuple[re.Match[str], StoredTensor]]
+) -> dict[str, StoredTensor]:
+    """Draw A and B again, as PEFT does: from their seed, as wide as the widest of the modules.
+
+    Alone, without a base, an adapter does not tell these widths: then they are those of its vectors, and the numbers of
+    A and B are not to be had.
+    """
+    seed = (source.config or {}).get("projection_prng_key")
+    if not isinstance(seed, int):
+        raise CheckpointError(
+            f"{source.path} is a VeRA adapter without vera_A and vera_B, which its training drew at random, and "
+            "without their seed; save it with `save_projection=True`, or merge it into its base."
+        )
+    rank = max((vector.size for match, vector in vectors if match["side"] == "d"), default=0)
+    outputs = max((vector.size for match, vector in vectors if match["side"] == "b"), default=0)
+    like = vectors[0][1]
+    if source.base is None:
+        return {
+            "A": computed(like, (rank, 1), _unknown(source.path), "F32"),
+            "B": computed(like, (outputs, rank), _unknown(source.path), "F32"),
+        }
+    inputs = 0
+    for match, vector in vectors:
+        module = PEFT_PREFIX.sub("", match["module"])
+        base = source.base_tensor(module)
+        if base is not None and match["side"] == "b":
+            sides = base.row_length, base.rows
+            inputs = max(inputs, sides[source.in_by_out(module, (vector.size, _other(sides, vector.size)))])
+    if not inputs:
+        raise CheckpointError(
+            f"none of the modules that {source.path} adapts is in {source.base.path}: is it the model that the adapter "
+            "was trained on?"
+        )
+    draw = _Draw(seed, rank, inputs, outputs)
+    return {
+        "A": computed(like, (rank, inputs), lambda: draw()[0], "F32"),
+        "B": computed(like, (outputs, rank), lambda: draw()[1], "F32"),
+    }
+
+
+def _other(sides: tuple[int, int], one: int) -> int:
+    return sides[0] if sides[1] == one else sides[1]
+
+
+def _unknown(path: Path) -> Callable[[], Weight]:
+    def numbers() -> Weight:
+        raise CheckpointError(
+            f"{path} is a VeRA adapter without vera_A and vera_B, which are drawn as wide as its base is; compare it "
+            "with its base."
+        )
+
+    return numbers
+
+
+class _Draw:
+    """A and B by Kaiming's uniform law from one generator, A first."""
+
+    def __init__(self, seed: int, rank: int, inputs: int, outputs: int) -> None:
+        self._seed, self._shapes, self._lock = seed, ((rank, inputs), (outputs, rank)), Lock()
+        self._drawn: tuple[Weight, Weight] | None = None
+
+    def __call__(self) -> tuple[Weight, Weight]:
+        import torch
+
+        with self._lock:
+            if self._drawn is None:
+                generator = torch.Generator(device="cpu").manual_seed(self._seed)
+                A, B = (
+                    torch.empty(shape).uniform_(-bound, bound, generator=generator).numpy()
+                    for shape in self._shapes
+                    for bound in [math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))]
+                )
+                self._drawn = A, B
+            return self._drawn
 
 
 @dataclass(frozen=True)
@@ -126,4 +202,4 @@ def _scaled(path: Path, vector: StoredTensor, matrix: StoredTensor, *, exactly: 
     )
 
 
-FORMAT = AdapterFormat("PEFT", recognises, read)
+FORMAT = AdapterFormat("PEFT", recognises, read, types=("VERA", "DVORA", "DVORA_IN"))

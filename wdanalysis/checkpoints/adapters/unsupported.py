@@ -12,13 +12,12 @@ from wdanalysis.errors import CheckpointError
 KEYS: Mapping[str, str] = MappingProxyType(
     {
         r"\.lora_(down|up|mid)\.weight$": "kohya",
-        r"\.hada_w[12]_": "LoHa",
-        r"\.lokr_w[12]": "LoKr",
-        r"\.ia3_l\b": "IA³",
-        r"\.oft_(r|R|s|blocks)\b": "OFT",
+        r"^(?!base_model\.).*\.hada_w[12]_": "LoHa",
+        r"^(?!base_model\.).*\.lokr_w[12]": "LoKr",
+        r"^(?!base_model\.).*\.oft_(blocks|diag)\b": "OFT",
     }
 )
-"""Keys of adapters that are not LoRA in PEFT's spelling, for files that come without a configuration."""
+"""Keys of adapters that are not in PEFT's spelling, for files that come without a configuration."""
 
 
 def _refused(name: str, keys: str) -> AdapterFormat:
