@@ -127,6 +127,20 @@ def widen(stored: NDArray[Any], to: type[np.floating[Any]] = np.float64) -> NDAr
     return numbers.astype(to, copy=False)
 
 
+def narrow(numbers: NDArray[np.float32], name: str) -> NDArray[Any]:
+    """Return numbers rounded to a type of 32 bits or fewer, as they are stored.
+
+    >>> narrow(np.array([1.0, -2.0], np.float32), "BF16")
+    array([16256, 49152], dtype=uint16)
+    """
+    if name != "BF16":
+        with np.errstate(over="ignore"):
+            return numbers.astype(FLOATS[name], copy=False)
+    bits = np.ascontiguousarray(numbers).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(numbers), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
 def bfloat16_value(bits: Any) -> Any:
     """Return the float32 numbers of bfloat16's bits, their upper half: of an array, or compiled, of one."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
