@@ -8,9 +8,9 @@ where W₀ lies:
 - **on** the grid (a bfloat16 base) an element that was not trained is stored as it was, so the floors are 0. A change d
   is stored as ulp · round(d/ulp): one under half an ulp is *erased*.
 
-A matrix that is stored quantised (NF4, GPTQ, FP8 …) has the grid of its format, of which the step around each element is
-known (`StoredTensor.steps`), and a base in floats lies off it: the first case, with steps for ulps. Where the base is
-quantised as well it is not known on which side it lies, and no floor is given.
+A matrix that is stored quantised (NF4, GPTQ, FP8 …) has the grid of its format, of which the step around each element
+is known (`StoredTensor.steps`), and a base in floats lies off it: the first case, with steps for ulps. Where the base
+is quantised as well it is not known whether it lies on that grid, and no floor is given.
 
 For an update of independent elements N(0, σ²), an element of the stored update then has the variance
 

@@ -82,6 +82,8 @@ class Block:
         As in the equation above.
     book
         What the codes stand for; None where that is their own value.
+    rounded_to
+        The type to which level − zero is rounded before it is scaled (HQQ); exact where empty.
     """
 
     codes: Codes
@@ -89,12 +91,16 @@ class Block:
     zero: Floats | float = 0.0
     offset: Floats | float = 0.0
     book: CodeBook | None = None
+    rounded_to: str = ""
 
     def values(self) -> Floats:
         """The numbers, in float32."""
         levels = self.codes.astype(np.float32) if self.book is None else self.book.levels[self.codes]
         with np.errstate(over="ignore", invalid="ignore"):
-            values = (levels - self.zero) * self.scale + self.offset
+            levels = levels - self.zero
+            if self.rounded_to:
+                levels = widen(narrow(levels, self.rounded_to), np.float32)
+            values = levels * self.scale + self.offset
         return np.asarray(values, np.float32)
 
     def steps(self) -> Floats:

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ: codes of 2 to 8 bits in words of 32, with a scale and a zero for each group of inputs and each output.
+"""GPTQ and AWQ: codes of 2, 3, 4 or 8 bits in words of 32, with a scale and a zero for each output's group of inputs.
 
 Both store the weight as in × out; it stands for the weight of an `nn.Linear`, out × in.
 
@@ -32,7 +32,7 @@ from wdanalysis.checkpoints.quantised.packing import unpack_bits
 from wdanalysis.checkpoints.tensors import StoredTensor
 
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
-_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+_WIDTHS = (2, 3, 4, 8)
 _GPTQ_FORMATS = ("gptq", "gptq_v2", None)
 
 
@@ -121,9 +121,15 @@ class _Gptq:
 
     def _read(self) -> tuple[NDArray[np.uint32], Floats, Floats, NDArray[np.int64]]:
         """Words, scales and zeros, by output, and the group of each input."""
-        module, mask = self._module, (1 << self._bits) - 1
-        stored = unpack_bits(codes_of(module.qzeros).view(np.uint32), self._bits, module.outputs)
-        zeros = (stored.astype(np.int64) + self._stored_less) & mask
+        module = self._module
+        words = codes_of(module.qzeros).view(np.uint32)
+        if self._bits != 3:  # the one was taken from words as a whole
+            words = words + np.uint32(
+                self._stored_less * sum(1 << place for place in range(0, 32, self._bits))
+            )
+        zeros = unpack_bits(words, self._bits, module.outputs)
+        if self._bits == 3:
+            zeros = (zeros + self._stored_less).astype(np.uint8) & np.uint8(7)
         if module.g_idx is None:
             group = np.arange(self._inputs) // (self._inputs // module.groups)
         else:

@@ -7,7 +7,8 @@ them lies in the high bits, the second in the low ones (or ten tenths in words o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,74 +30,73 @@ _PACKINGS = {"8bit_u8": (8, 8), "4bit_u8": (4, 8), "3bit_32": (3, 30), "2bit_u8"
 """Bits of a code, and of all codes in a word."""
 
 
+class _Layout(NamedTuple):
+    """What HQQ stores of a weight beside its numbers."""
+
+    shape: tuple[int, int]
+    packing: str
+    dtype: str
+
+
 def _find(source: PackedSource) -> Iterator[QuantisedWeight]:
     for module, packed in source.ending(".W_q"):
-        part = {
-            name: source.part(packed, f"{module}.{name}", "HQQ")
-            for name in ("scale", "zero", "shape", "packing")
-        }
-        shape = tuple(int(n) for n in _integers(part["shape"]))
-        packing = _text(part["packing"])
-        dtype = OF_TORCH.get(
-            _text(source.tensors.get(f"{module}.compute_dtype")).removeprefix("torch."), "F16"
-        )
-        scale, zero = part["scale"], part["zero"]
-        if packing not in _PACKINGS or len(shape) != 2 or min(shape) < 1 or dtype not in FLOATS:
-            raise misfit(
-                packed, "HQQ", f"its packing {packing!r}, shape {shape} or dtype is not one that is read"
-            )
-        size = math.prod(shape)
+        part = {name: source.part(packed, f"{module}.{name}", "HQQ") for name in _NEEDED}
+        scale, zero, layout = part["scale"], part["zero"], _layout(packed, part, source.tensors.get)
         if not (scale.dtype in FLOATS and zero.dtype in FLOATS and scale.size and scale.size == zero.size):
             raise misfit(scale, "HQQ", "its scales or zeros are quantised themselves, or do not fit together")
-        if size % scale.size:
-            raise misfit(scale, "HQQ", f"{size} elements do not have {scale.size} groups")
-        bits = (
-            int(_integers(source.tensors[f"{module}.nbits"])[0]) if f"{module}.nbits" in source.tensors else 0
-        )
-        names = _KEYS & {
-            name.removeprefix(f"{module}.") for name in source.tensors if name.startswith(f"{module}.")
-        }
-        parts = (packed, *(source.tensors[f"{module}.{name}"] for name in sorted(names)))
-        rows = _Hqq(packed, scale, zero, shape, packing)
-        dtype = "F32" if dtype == "F64" else dtype
-        yield QuantisedWeight(
-            f"{module}.weight", shape, dtype, f"HQQ-{bits or _PACKINGS[packing][0]}", parts, rows
-        )
+        if math.prod(layout.shape) % scale.size:
+            raise misfit(scale, "HQQ", f"{math.prod(layout.shape)} elements do not have {scale.size} groups")
+        bits = int(_integers(part["nbits"])[0])
+        parts = (packed, *source.parts(*(f"{module}.{name}" for name in _KEYS)))
+        rows = _Hqq(packed, scale, zero, layout)
+        yield QuantisedWeight(f"{module}.weight", layout.shape, layout.dtype, f"HQQ-{bits}", parts, rows)
 
 
-_KEYS = frozenset(
-    {"nbits", "group_size", "shape", "scale", "zero", "axis", "packing", "unpack_view_dtype", "view_as_float"}
-    | {
+def _layout(
+    packed: StoredTensor, part: Mapping[str, StoredTensor], find: Callable[[str], StoredTensor | None]
+) -> _Layout:
+    shape, packing = [int(n) for n in _integers(part["shape"])], _text(part["packing"])
+    dtype = find(packed.name.removesuffix("W_q") + "compute_dtype")
+    name = "F16" if dtype is None else OF_TORCH.get(_text(dtype).removeprefix("torch."), "")
+    if (
+        packing not in _PACKINGS
+        or len(shape) != 2
+        or min(shape) < 1
+        or name not in FLOATS
+        or not part["nbits"].size
+    ):
+        raise misfit(
+            packed, "HQQ", f"its packing {packing!r}, shape {tuple(shape)} or dtype is not one that is read"
+        )
+    return _Layout((shape[0], shape[1]), packing, "F32" if name == "F64" else name)
+
+
+_NEEDED = ("scale", "zero", "shape", "packing", "nbits")
+_KEYS = (
+    *_NEEDED,
+    *(
+        "group_size",
+        "axis",
+        "unpack_view_dtype",
+        "view_as_float",
         "quant_scale",
         "quant_zero",
         "compute_dtype",
-        "offload_meta",
-        "encoded_state_dict",
-        "stores_quant_config",
-    }
-    | {"channel_wise", "optimize", "round_zero", "packed_dim"}
+    ),
+    *("offload_meta", "encoded_state_dict", "stores_quant_config", "channel_wise", "optimize", "round_zero"),
 )
+"""What HQQ saves beside the codes."""
 
 
 class _Hqq:
     """Rows of a weight of HQQ; the codes, a byte each, are kept while it is read."""
 
     def __init__(
-        self,
-        packed: StoredTensor,
-        scale: StoredTensor,
-        zero: StoredTensor,
-        shape: tuple[int, int],
-        packing: str,
+        self, packed: StoredTensor, scale: StoredTensor, zero: StoredTensor, layout: _Layout
     ) -> None:
-        self._packed, self._scale, self._zero, self._shape, self._packing = (
-            packed,
-            scale,
-            zero,
-            shape,
-            packing,
-        )
-        self._kept = Kept(shape[0], self._read)
+        self._packed, self._scale, self._zero = packed, scale, zero
+        self._shape, self._packing, self._dtype = layout
+        self._kept = Kept(self._shape[0], self._read)
 
     def _read(self) -> tuple[Codes, Floats, Floats]:
         """Codes by element, and scales and zeros by group."""
@@ -118,7 +118,7 @@ class _Hqq:
         group = place % scale.size if by_columns else place // (math.prod(self._shape) // scale.size)
         of_rows = (stop - start, self._shape[1])
         scales, zeros = (of.reshape(-1)[group].reshape(of_rows) for of in (scale, zero))
-        return Block(codes[elements].reshape(of_rows), scales, zeros)
+        return Block(codes[elements].reshape(of_rows), scales, zeros, rounded_to=self._dtype)
 
 
 def _integers(tensor: StoredTensor) -> Codes:
@@ -129,8 +129,8 @@ def _integers(tensor: StoredTensor) -> Codes:
     )
 
 
-def _text(tensor: StoredTensor | None) -> str:
-    return "" if tensor is None else tensor.read_bytes().tobytes().decode(errors="replace")
+def _text(tensor: StoredTensor) -> str:
+    return tensor.read_bytes().tobytes().decode(errors="replace")
 
 
 FORMAT = QuantisedFormat("HQQ", _find)
