@@ -27,7 +27,7 @@ from wdanalysis.checkpoints.quantised.formats import PackedSource, QuantisedForm
 from wdanalysis.checkpoints.tensors import StoredTensor
 from wdanalysis.errors import CheckpointError
 
-__all__ = ["FORMATS", "dequantised"]
+__all__ = ["FORMATS", "QUANTISATION", "dequantised"]
 
 FORMATS: tuple[QuantisedFormat, ...] = (
     scaled.TORCHAO,
@@ -49,7 +49,8 @@ _CODES = re.compile(
 )
 """Names that only quantised weights have."""
 
-_SETTINGS = ("quantization_config", "quantization", "compression_config")
+QUANTISATION = ("quantization_config", "quantization", "compression_config")
+"""Keys of `config.json` that say how a model is quantised."""
 
 
 def dequantised(
@@ -76,7 +77,7 @@ def dequantised(
     CheckpointError
         A quantised weight lacks a part, its parts do not fit together, or its format is not read.
     """
-    settings = next((s for key in _SETTINGS if isinstance(s := (config or {}).get(key), dict)), {})
+    settings = next((s for key in QUANTISATION if isinstance(s := (config or {}).get(key), dict)), {})
     left = dict(tensors)
     weights: dict[str, StoredTensor] = {}
     names: set[str] = set()
