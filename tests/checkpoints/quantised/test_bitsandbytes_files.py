@@ -86,8 +86,9 @@ def test_a_part_that_is_not_there_is_named(tmp_path: Path, missing: str) -> None
         open_checkpoint(write_quantised(tmp_path, tensors))
 
 
-def test_a_weight_without_its_state_is_refused(tmp_path: Path) -> None:
-    tensors, _ = four_bit(gaussian(4, 64), "nf4", nested=True)
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+def test_a_weight_without_its_state_is_refused(tmp_path: Path, nested: bool) -> None:
+    tensors, _ = four_bit(gaussian(4, 64), "nf4", nested=nested)
     del tensors[f"{WEIGHT}.quant_state.bitsandbytes__nf4"]
     with pytest.raises(CheckpointError, match=r"is quantised, and the layout of .*absmax"):
         open_checkpoint(write_quantised(tmp_path, tensors))

@@ -105,7 +105,7 @@ def test_a_packed_weight_by_hand(tmp_path: Path) -> None:
     ("name", "tensor", "message"),
     [
         ("weight_shape", None, "weight_shape is not there"),
-        ("weight_shape", torch.tensor([2, 9]), "are not those of its shape"),
+        ("weight_shape", torch.tensor([2, 40]), "are not those of its shape"),
         ("weight_scale", torch.ones(2, 3), "are not those of its shape"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,30 @@ def test_gptq_is_dequantised_as_gptqmodel_does(
 
 
 @pytest.mark.formats
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("module", "layout"),
+    [("qlinear_torch", "auto_round"), ("qlinear_torch_zp", "auto_round:auto_gptq")],
+)
+def test_gptq_is_dequantised_as_auto_round_does(tmp_path: Path, bits: int, module: str, layout: str) -> None:
+    """Its own layout stores zeros as they are, that of AutoGPTQ less one."""
+    pytest.importorskip("auto_round")
+    weight = gaussian(64, 96)
+    linear = nn.Linear(96, 64, bias=False)
+    linear.weight.data = weight
+    scale, zero = grid(weight, bits, symmetric=False)
+    writer: Any = import_module(f"auto_round_extension.torch.{module}")
+    packed = writer.QuantLinear(bits, GROUP, 96, 64, bias=False)
+    packed.device = torch.device("cpu")  # which 0.16 forgets to set where zeros are a tensor
+    packed.pack(linear, scale, zero)
+    packed.post_init()
+    expected = packed(torch.eye(96)).T
+    tensors = {f"{MODULE}.{name}": getattr(packed, name) for name in ("qweight", "qzeros", "scales")}
+    settings = {"quant_method": "auto-round", "bits": bits, "packing_format": layout}
+    check(write_quantised(tmp_path, tensors, settings), expected.half(), f"GPTQ-{bits}")
+
+
+@pytest.mark.formats
 def test_awq_is_dequantised_as_auto_round_does(tmp_path: Path) -> None:
     pytest.importorskip("auto_round")
     from auto_round.export.export_to_awq.utils import WQLinear_GEMM, dequantize_gemm
@@ -106,6 +131,7 @@ def test_gptq_by_hand(tmp_path: Path, layout: dict[str, str], zero: int) -> None
     ("settings", "change", "message"),
     [
         ({}, {}, "does not say with how many bits"),
+        ({"bits": 5}, {}, "codes of 5 bits are not read"),
         ({"bits": 4}, {"scales": None}, r"q_proj\.scales is not there"),
         ({"bits": 4, "checkpoint_format": "marlin"}, {}, "its layout 'marlin' is not read"),
         ({"bits": 8}, {}, "its words are not those of"),

@@ -113,6 +113,25 @@ def test_scales_that_fit_no_blocks_are_refused(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("method", "part", "dtype"),
+    [
+        ("quanto", "weight._data", torch.int8),
+        ("aqlm", "codes", torch.int16),
+        ("bitnet", "weight", torch.uint8),
+    ],
+)
+def test_what_is_not_quantised_is_not_compared_alone(
+    tmp_path: Path, method: str, part: str, dtype: torch.dtype
+) -> None:
+    tensors = {
+        f"{MODULE}.{part}": torch.zeros(4, 4, dtype=dtype),
+        "model.embed_tokens.weight": gaussian(4, 4),
+    }
+    with pytest.raises(CheckpointError, match=rf"is quantised by {method}, and the layout of .*{part}"):
+        open_checkpoint(write_quantised(tmp_path, tensors, {"quant_method": method}))
+
+
 def test_a_method_that_is_not_read_is_named(tmp_path: Path) -> None:
     folder = write_quantised(
         tmp_path, {WEIGHT: torch.zeros(4, 4, dtype=torch.int8)}, {"quant_method": "eetq"}

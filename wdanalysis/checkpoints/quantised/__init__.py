@@ -45,9 +45,12 @@ FORMATS: tuple[QuantisedFormat, ...] = (
 """In the order in which they are tried; a tensor belongs to the first that takes it."""
 
 _CODES = re.compile(
-    r"\.(?:qweight|qzeros|W_q|weight_packed|_weight_qdata)$|\.quant_state\.|\.absmax$|_blocks$"
+    r"\.(?:qweight|qzeros|W_q|weight_packed|_weight_qdata|weight\._data)$|\.quant_state\.|\.absmax$|_blocks$"
 )
 """Names that only quantised weights have."""
+
+_NO_CODES = ("I64", "BOOL")
+"""Types of positions and masks."""
 
 QUANTISATION = ("quantization_config", "quantization", "compression_config")
 """Keys of `config.json` that say how a model is quantised."""
@@ -102,10 +105,9 @@ def _check_nothing_left(path: Path, left: Mapping[str, StoredTensor], settings: 
     """Refuse a checkpoint of which only what is not quantised could be compared."""
     method = settings.get("quant_method")
     for name, tensor in left.items():
-        if tensor.is_float:
-            continue
-        is_weight = method is not None and len(tensor.shape) > 1 and name.endswith("weight")
-        if is_weight or _CODES.search(name):
+        is_packed = method is not None and len(tensor.shape) > 1 and tensor.dtype not in _NO_CODES
+        is_codes = is_packed or _CODES.search(name)
+        if name.endswith(".absmax") or (is_codes and not tensor.is_float):
             by = f" by {method}" if method else ""
             raise CheckpointError(
                 f"{path} is quantised{by}, and the layout of {name} ({tensor.dtype}, {tensor.shape}) is not read; "

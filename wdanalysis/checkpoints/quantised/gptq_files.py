@@ -3,7 +3,7 @@
 Both store the weight as in × out; it stands for the weight of an `nn.Linear`, out × in.
 
     GPTQ: the words run along the inputs: qweight is (in · bits/32, out). The group of an input is in `g_idx`. Zeros are
-    stored less one, but for the format ``gptq_v2``.
+    stored less one, but for the format ``gptq_v2`` and auto-round's own.
     AWQ: they run along the outputs: qweight is (in, out · bits/32), and in a word eight outputs lie in an order of
     their own.
 """
@@ -34,6 +34,8 @@ from wdanalysis.checkpoints.tensors import StoredTensor
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 _WIDTHS = (2, 3, 4, 8)
 _GPTQ_FORMATS = ("gptq", "gptq_v2", None)
+_PLAIN_ZEROS = ("gptq_v2", "auto_round", "auto_round:gptqmodel")
+"""Values of `checkpoint_format`, or of auto-round's `packing_format`, of layouts that store zeros as they are."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def _gptq(source: PackedSource, name: str, module: _Module) -> QuantisedWeight:
         raise misfit(
             module.qweight, "GPTQ", f"{inputs} inputs cannot have {module.groups} groups without a g_idx"
         )
-    rows = _Gptq(module, inputs, bits, stored_less=0 if layout == "gptq_v2" else 1)
+    has_plain_zeros = layout in _PLAIN_ZEROS or source.settings.get("packing_format") in _PLAIN_ZEROS
+    rows = _Gptq(module, inputs, bits, stored_less=0 if has_plain_zeros else 1)
     return QuantisedWeight(
         name, (module.outputs, inputs), module.scales.dtype, f"GPTQ-{bits}", module.parts, rows
     )
@@ -108,7 +111,10 @@ def _width(source: PackedSource, module: _Module, stored_bits: int) -> int:
     else:
         bits = source.settings.get("bits", 0)
     if bits not in _WIDTHS:
-        raise misfit(module.qweight, "GPTQ", "config.json does not say with how many bits, nor does a g_idx")
+        reason = (
+            f"codes of {bits} bits are not read" if bits else "config.json does not say with how many bits"
+        )
+        raise misfit(module.qweight, "GPTQ", reason)
     return int(bits)
 
 
