@@ -254,8 +254,8 @@ def test_what_is_not_stored_as_floats_is_skipped_with_its_reason(base: Path, tmp
     compared = wd.compare(base, write(tmp_path / "ft.safetensors", tuned))
     reasons = dict(zip(compared.skipped["name"], compared.skipped["reason"], strict=True))
     assert "I8" in reasons["model.layers.0.self_attn.q_proj.weight"]
-    assert "F8_E4M3" in reasons["model.layers.1.self_attn.q_proj.weight"]
-    assert rows(compared, module="q")["layer"].tolist() == [2]
+    assert rows(compared, module="q")["layer"].tolist() == [1, 2]
+    assert rows(compared, module="q")["tuned_dtype"].tolist() == ["F8_E4M3", "F32"]
 
 
 def test_what_only_one_side_has_is_listed(base: Path, tmp_path: Path) -> None:

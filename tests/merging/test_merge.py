@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from checkpoint_files import write_lora
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from quantised_files import WEIGHT, gaussian, write_quantised
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -467,3 +469,18 @@ def test_the_command_says_what_it_merged(dora: tuple[Path, Path], tmp_path: Path
     assert f"{tmp_path / 'merged'}: DoRA merged into 9 matrices" in result.stdout
     merged = load_file(tmp_path / "merged/model.safetensors")
     assert merged["layers.0.q_proj.weight"].dtype == torch.bfloat16
+
+
+def test_a_quantised_base_is_merged_dequantised(tmp_path: Path) -> None:
+    """In the type that its format calculates in, and config.json says no more that it is quantised."""
+    codes, scale = gaussian(8, 6).mul(1000).to(torch.float8_e4m3fn), torch.tensor(0.01)
+    settings = {"quant_method": "fp8"}
+    base = write_quantised(tmp_path / "base", {WEIGHT: codes, f"{WEIGHT}_scale": scale}, settings)
+    adapter = write_lora(tmp_path / "lora", {WEIGHT: gaussian(8, 6)})
+    merged = merge(base, adapter, tmp_path / "merged")
+    A, B = load_file(adapter / "adapter_model.safetensors").values()
+    assert any("is quantised; the merged model has the dequantised weights" in note for note in merged.notes)
+    weight = load_file(merged.files[0])
+    torch.testing.assert_close(weight[WEIGHT], codes.float() * scale + 2 * B @ A)
+    assert set(weight) == {WEIGHT}
+    assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())

@@ -133,7 +133,7 @@ def narrow(numbers: NDArray[Any], name: str) -> NDArray[Any]:
     Parameters
     ----------
     numbers
-        float32 or float64, none of them NaN where the type is bfloat16.
+        float32 or float64.
     name
         One of `FLOATS`.
 
@@ -144,9 +144,10 @@ def narrow(numbers: NDArray[Any], name: str) -> NDArray[Any]:
     """
     with np.errstate(over="ignore"):
         if name != "BF16":
-            return numbers.astype(FLOATS[name])
-        bits = numbers.astype(np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+            return numbers.astype(FLOATS[name], copy=False)
+        bits = np.ascontiguousarray(numbers.astype(np.float32, copy=False)).view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(numbers), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
 def bfloat16_value(bits: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 from wdanalysis.checkpoints.adapters import is_adapter, read_adapter
+from wdanalysis.checkpoints.quantised import dequantised
 from wdanalysis.checkpoints.safetensors_files import read_safetensors
 from wdanalysis.checkpoints.steps import known_step
 from wdanalysis.checkpoints.storage import read_json
@@ -119,6 +120,8 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
     an_adapter = is_adapter(tensors) or _is_adapter_name(chosen.name)
     config_path = folder / (ADAPTER_CONFIG if an_adapter else MODEL_CONFIG)
     config = read_json(config_path)
+    metadata = {key: value for file in files for key, value in file.metadata.items()}
+    tensors = dequantised(path, tensors, config, metadata)
     shards = f", {len(files)} shards" if len(files) > 1 else ""
     checkpoint = Checkpoint(
         path=path,
@@ -126,7 +129,7 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
         tensors=tensors,
         step=step,
         config=config,
-        metadata={key: value for file in files for key, value in file.metadata.items()},
+        metadata=metadata,
         files=(
             *chosen.files,
             *([chosen.index] if chosen.index else []),

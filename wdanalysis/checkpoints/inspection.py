@@ -10,7 +10,7 @@ from typing import Any
 
 from wdanalysis.checkpoints.names import recognise
 from wdanalysis.checkpoints.series import open_series
-from wdanalysis.checkpoints.tensors import Checkpoint
+from wdanalysis.checkpoints.tensors import Checkpoint, StoredTensor
 
 _ADAPTER_SETTINGS = (
     "peft_type",
@@ -58,15 +58,15 @@ class CheckpointSummary:
     Attributes
     ----------
     path, step, format
-        As in `Checkpoint`.
+        As in `Checkpoint`; the format also says where weights are quantised, and how.
     family
         The architecture that the configuration or the names tell, or ``unknown``.
     tensors, parameters
-        How many tensors, and elements in them.
+        How many tensors, and elements in them; a quantised weight is one tensor of as many as it stands for.
     nbytes
         Size of its files.
     dtypes
-        Tensors of each dtype.
+        Tensors of each dtype, or quantised format.
     modules
         Matrices by role and layer; for an adapter, the modules that it adapts with the shape of BA.
     adapter
@@ -161,7 +161,7 @@ def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
     return CheckpointSummary(
         path=checkpoint.path,
         step=checkpoint.step,
-        format=checkpoint.format,
+        format=", quantised ".join(filter(None, [checkpoint.format, _quantised(tensors)])),
         family=architecture.family,
         tensors=len(tensors),
         parameters=sum(tensor.size for tensor in tensors),
@@ -171,6 +171,12 @@ def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
         adapter=_adapter_settings(checkpoint) if checkpoint.is_adapter else None,
         files=checkpoint.files,
     )
+
+
+def _quantised(tensors: Iterable[StoredTensor]) -> str:
+    """The formats of quantised weights: ``(NF4)``; empty where there are none."""
+    formats = dict.fromkeys(tensor.precision for tensor in tensors if tensor.is_quantised)
+    return f"({', '.join(formats)})" if formats else ""
 
 
 def _count(module: str, places: Iterable[tuple[int | None, tuple[int, int]]]) -> ModuleCount:

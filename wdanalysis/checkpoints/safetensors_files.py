@@ -130,10 +130,12 @@ class _Rows:
         """The same numbers as so many rows."""
         return replace(self, entry=replace(self.entry, shape=(rows, math.prod(self.entry.shape) // rows)))
 
-    def raw(self) -> NDArray[np.uint8]:
-        """All bytes of the tensor, of any dtype."""
-        stored = np.empty(self.entry.end - self.entry.begin, np.uint8)
-        self.file.read_into(self.offset, stored)
+    def raw(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows, of any dtype."""
+        row_bits = math.prod(self.entry.shape[1:]) * STORED_TYPES[self.entry.dtype].bits
+        first, last = start * row_bits // 8, stop * row_bits // 8
+        stored = np.empty(last - first, np.uint8)
+        self.file.read_into(self.offset + first, stored)
         return stored
 
 

@@ -56,10 +56,13 @@ class StoredTensor:
     reader
         How to read rows of it.
     raw
-        How to read its bytes, of any dtype; None where its numbers are not stored, but calculated.
+        How to read the bytes of rows, of any dtype; None where its numbers are not stored, but calculated.
     stored_as
         What its numbers are calculated from, where that is not `dtype`: ``NF4``, ``Q4_K``, the dtype of an adapter's
         factors.
+    steps
+        How to read how far apart the numbers are that the format has around each element; None where that is one ulp
+        of `dtype`, or not known.
     """
 
     name: str
@@ -67,13 +70,19 @@ class StoredTensor:
     dtype: str
     path: Path
     reader: RowReader = field(repr=False, compare=False)
-    raw: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
+    raw: Callable[[int, int], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
     stored_as: str = ""
+    steps: Callable[[int, int], NDArray[np.float32]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def precision(self) -> str:
         """What the table names: `stored_as`, else `dtype`."""
         return self.stored_as or self.dtype
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether its numbers are calculated from codes of few bits."""
+        return bool(self.stored_as) and self.stored_as not in FLOATS
 
     @property
     def is_float(self) -> bool:
@@ -122,15 +131,18 @@ class StoredTensor:
         """Read the whole tensor, a small one, in its own shape and storage dtype."""
         return self.read_rows(0, self.rows).reshape(self.shape)
 
-    def read_bytes(self) -> NDArray[np.uint8]:
-        """Read all bytes of the tensor, of any dtype, in C order.
+    def read_bytes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Read the bytes of rows, all by default, of any dtype, in C order.
 
         Raises
         ------
         CheckpointError
             The file ended or could not be read.
         """
-        return self.read().reshape(-1).view(np.uint8) if self.raw is None else self.raw()
+        stop = self.rows if stop is None else stop
+        if self.raw is None:
+            return np.ascontiguousarray(self.read_rows(start, stop)).reshape(-1).view(np.uint8)
+        return self.raw(start, stop)
 
     def first_columns(self, count: int) -> StoredTensor:
         """Return the first `count` columns of a matrix, as a tensor of their own."""

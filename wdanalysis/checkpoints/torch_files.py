@@ -102,11 +102,12 @@ class _Rows:
         """The same numbers as so many rows; None where that would be a copy of the tensor."""
         return replace(self, tensor=self.tensor.view(rows, -1)) if self.tensor.is_contiguous() else None
 
-    def raw(self) -> NDArray[np.uint8]:
-        """All bytes of the tensor, of any dtype, in C order."""
+    def raw(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows, of any dtype, in C order."""
         import torch
 
-        stored: NDArray[np.uint8] = self.tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        rows = (self.tensor if self.tensor.dim() else self.tensor.reshape(1))[start:stop]
+        stored: NDArray[np.uint8] = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
         return stored
 
 

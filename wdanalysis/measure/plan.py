@@ -368,6 +368,11 @@ class _Pairing:
             return
         if tuned.shape != self._model.checkpoint.tensors[matrix.stored_name].shape:
             matrix = self._common_rows(matrix, tuned)
+        if tuned.is_quantised and (matrix.tensor.is_quantised or tuned.steps is None):
+            stored = f"{state.method} is stored as {tuned.precision} and BASE as {matrix.tensor.precision}"
+            self.notes.append(
+                f"{stored}: what quantising did is among the changes, and no rounding floor is known"
+            )
         self._add(matrix, dense=((state, matrix.share_of(tuned)),))
 
     def _common_rows(self, matrix: StoredMatrix, tuned: StoredTensor) -> StoredMatrix:

@@ -9,6 +9,10 @@ where W₀ lies:
   is stored as ulp · round(d/ulp): one under half an ulp is *erased*.
 - **mixed**: most elements are on it, others off (a bfloat16 base stored in float16, whose smallest numbers lie apart).
 
+A matrix that is stored quantised (NF4, GPTQ, FP8 …) has the grid of its format, of which the step around each element
+is known (`StoredTensor.steps`), and a base in floats lies off it: the first case, with steps for ulps. Where the base
+is quantised as well it is not known whether it lies on that grid, and no floor is given.
+
 For an update of independent elements N(0, σ²), an element of the stored update then has the variance
 
     V = σ² + ulp²/12                                                        off the grid
@@ -94,6 +98,28 @@ class Rounding:
 
 NOT_ROUNDED = Rounding()
 """An adapter's update: it is not stored in the elements."""
+
+
+class StepSums:
+    """The squares of a quantised matrix's steps, summed up for each vector of one part.
+
+    Attributes
+    ----------
+    squares, weighted
+        Σ step² and Σ w²·step² of each vector.
+    """
+
+    def __init__(self, vectors: int) -> None:
+        self.squares, self.weighted = np.zeros(vectors), np.zeros(vectors)
+
+    def add(
+        self, steps: NDArray[np.float32], numbers: Vector, vectors: slice, *, vectors_are_rows: bool
+    ) -> None:
+        """Add a block, rows × columns, of the steps and of the numbers that they are of."""
+        along = 1 if vectors_are_rows else 0
+        squares = np.square(steps, dtype=np.float64)
+        self.squares[vectors] += squares.sum(axis=along)
+        self.weighted[vectors] += (squares * numbers**2).sum(axis=along)
 
 
 class BaseSample:

@@ -259,7 +259,7 @@ def row(
         axis=axis,
         vectors=outputs if axis == "out" else inputs,
         length=length,
-        base_dtype=matrix.dtype,
+        base_dtype=matrix.tensor.precision,
         tuned_dtype=tuned_dtype,
         run=state.run,
         expert=matrix.expert,

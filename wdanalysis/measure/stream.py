@@ -32,6 +32,7 @@ from wdanalysis.measure.rounding import (
     BaseSample,
     BaseSamples,
     Rounding,
+    StepSums,
     grid_of,
     holds_all_of,
     off_grid,
@@ -136,6 +137,9 @@ class _DensePass:
         self.wants_sample = diagnostics or not self._is_on_grid
         weighted = diagnostics and not self._is_on_grid
         vectors = [_vectors(matrix, part, axis) for part in matrix.parts]
+        # a base that is quantised as well may lie on the tuned matrix's grid, or between its numbers: not known
+        is_told = tensor.steps is not None and not matrix.tensor.is_quantised
+        self._steps = [StepSums(count) for count in vectors] if is_told else None
         self._sums = [np.zeros((cpu.SUMS, count)) for count in vectors]
         self._weighted_ulp2 = [np.zeros(count) if weighted else None for count in vectors]
 
@@ -154,6 +158,13 @@ class _DensePass:
                 vectors_are_rows=self._matrix.vectors_are_rows(self._axis),
                 weighted_ulp2=self._weighted_ulp2[tile.part],
             )
+        if self._steps and self._tensor.steps:
+            steps, numbers = self._tensor.steps(start, stop), widen(tuned)
+            for tile in tiles(self._matrix, self._matrix.parts, start, stop):
+                place = (tile.rows, tile.columns)
+                rows = self._matrix.vectors_are_rows(self._axis)
+                vectors = tile.vectors(self._axis)
+                self._steps[tile.part].add(steps[place], numbers[place], vectors, vectors_are_rows=rows)
         return buffer
 
     def rows(self, samples: BaseSamples) -> Iterator[Measured]:
@@ -176,10 +187,13 @@ class _DensePass:
             yield of_part, changes
 
     def _rounding(self, part: int, changes: VectorChanges, sample: BaseSample | None) -> Rounding:
-        if self._tensor.stored_as:  # calculated, and not rounded since
-            return NOT_ROUNDED
         outputs, inputs = self._matrix.shape_of(self._matrix.parts[part])
         length = inputs if self._axis == "out" else outputs
+        if self._steps:
+            steps = self._steps[part]
+            return off_grid(steps.squares, steps.weighted if self._diagnostics else None, changes, length)
+        if self._tensor.stored_as:  # calculated, and not rounded since; or to a grid that is not known
+            return NOT_ROUNDED
         dtype = self._tensor.dtype
         grid = "on" if self._is_on_grid or not sample else grid_of(sample.values, dtype)
         if grid == "off":
@@ -256,7 +270,7 @@ class _LowRankPass:
                     state,
                     changes[index, at],
                     update=_kind(self._updates[index], alignments[self._place(at, self._updates[index])]),
-                    tuned_dtype=update.A.dtype,
+                    tuned_dtype=update.A.precision,
                     # an adapter moves a vector whole, or not at all
                     unchanged_fraction=float(np.mean(changes[index, at].update_norm2 == 0)),
                     diagnostics=diagnostics,

@@ -21,6 +21,7 @@ from wdanalysis.checkpoints.base_identity import base_mismatch
 from wdanalysis.checkpoints.dtypes import OF_TORCH, STORED_TYPES, torch_type
 from wdanalysis.checkpoints.folders import holds_named_weights
 from wdanalysis.checkpoints.model import describe
+from wdanalysis.checkpoints.quantised import QUANTISATION
 from wdanalysis.checkpoints.replication import replicated
 from wdanalysis.checkpoints.safetensors_writer import Entry, write_safetensors
 from wdanalysis.checkpoints.storage import Progress, read_json
@@ -216,7 +217,7 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """The merged model's tensors by file, and what else has to change for them."""
+    """The merged model's tensors by file, and what else has to change for them: None in `config` leaves a key out."""
 
     shards: tuple[tuple[_Tensor, ...], ...]
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -247,6 +248,11 @@ class _Planning:
         if (base.config or {}).get("num_hidden_layers") != layers:
             self._config["num_hidden_layers"] = (base.config or {})["num_hidden_layers"]
         self._resized = False
+        if any(tensor.is_quantised for tensor in base.tensors.values()):
+            self._config |= dict.fromkeys(QUANTISATION)
+            self._notes.append(
+                f"{base.path} is quantised; the merged model has the dequantised weights, and no quantisation."
+            )
         if dtype != "keep":
             self._config["torch_dtype" if "torch_dtype" in (base.config or {}) else "dtype"] = dtype
 
@@ -406,7 +412,9 @@ def _copy_companions(base: Checkpoint, adapter: Checkpoint, folder: Path, recipe
         _copy(_folder_of(adapter), folder, [name for name in COMPANIONS if name != "config.json"])
     config = read_json(folder / "config.json")
     if config is not None and recipe.config:
-        _write_json(folder / "config.json", config | dict(recipe.config))
+        changed = (config | dict(recipe.config)).items()
+        left_out = {key for key, value in recipe.config.items() if value is None}
+        _write_json(folder / "config.json", {key: value for key, value in changed if key not in left_out})
 
 
 def _copy(source: Path, folder: Path, patterns: Iterable[str]) -> None:
