@@ -315,6 +315,8 @@ class Checkpoint:
         An adapter's: ``LoRA``, ``DoRA``, ``VeRA``, ``DVoRA``; None for a model.
     run
         Which of the runs (seeds) of its method it is of; empty where there is one.
+    applied_to
+        An adapter's: how it reads beside its base, where that tells more than it does alone.
     """
 
     path: Path
@@ -329,6 +331,17 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     method: str | None = None
     run: str = ""
+    applied_to: Callable[[Checkpoint], Checkpoint] | None = field(default=None, repr=False, compare=False)
+
+    def on(self, base: Checkpoint) -> Checkpoint:
+        """Return an adapter as it reads beside its base: widths that its file does not tell, how weights lie.
+
+        Reads headers only. Raises `CheckpointError` where the two do not fit together.
+        """
+        if self.applied_to is None:
+            return self
+        read = self.applied_to(base)
+        return replace(self, tensors=read.tensors, updates=read.updates, formulas=read.formulas)
 
     @property
     def is_adapter(self) -> bool:

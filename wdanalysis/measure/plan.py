@@ -147,7 +147,9 @@ def plan(
     if base.is_adapter:
         raise ComparisonError(f"{base.path} is an adapter; BASE must be the model that it was trained on")
     states = [
-        State(method, checkpoint) for method, series in methods.items() for checkpoint in series.checkpoints
+        State(method, checkpoint.on(base))
+        for method, series in methods.items()
+        for checkpoint in series.checkpoints
     ]
     # A base file without its config borrows that of a tuned model.
     model_configs = (state.checkpoint.config for state in states if not state.checkpoint.is_adapter)

@@ -243,7 +243,7 @@ class _Planning:
     """What becomes of each tensor, decided tensor by tensor: it is kept, replaced, added or gets an update."""
 
     def __init__(self, base: Checkpoint, adapter: Checkpoint, dtype: DType) -> None:
-        self._base, self._adapter, self._dtype = base, adapter, dtype
+        self._base, self._adapter, self._dtype = base, adapter.on(base), dtype
         self._model = describe(base)
         self._planned = {name: _Tensor(name, t, self._stored_as(t)) for name, t in base.tensors.items()}
         mismatch = base_mismatch(base, adapter)

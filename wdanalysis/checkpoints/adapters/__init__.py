@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from wdanalysis.checkpoints.adapters import peft_lora, peft_vera, unsupported
+from wdanalysis.checkpoints.adapters import kohya, peft_lora, peft_vera, unsupported
 from wdanalysis.checkpoints.adapters.formats import Adapter, AdapterFormat, AdapterSource
 from wdanalysis.checkpoints.adapters.peft_config import check_readable
-from wdanalysis.checkpoints.tensors import StoredTensor
+from wdanalysis.checkpoints.tensors import Checkpoint, StoredTensor
+from wdanalysis.decomposition import Axis
 
 __all__ = ["FORMATS", "Adapter", "AdapterFormat", "AdapterSource", "is_adapter", "read_adapter"]
 
-FORMATS: tuple[AdapterFormat, ...] = (*unsupported.FORMATS, peft_vera.FORMAT, peft_lora.FORMAT)
+FORMATS: tuple[AdapterFormat, ...] = (kohya.FORMAT, *unsupported.FORMATS, peft_vera.FORMAT, peft_lora.FORMAT)
 """Every format; the first that recognises an adapter's keys reads it, and the last one what none recognises."""
 
 
@@ -29,7 +31,14 @@ def is_adapter(names: Iterable[str]) -> bool:
 
 
 def read_adapter(
-    path: Path, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any] | None, alpha: float | None
+    path: Path,
+    tensors: Mapping[str, StoredTensor],
+    config: Mapping[str, Any] | None,
+    alpha: float | None,
+    base: Checkpoint | None = None,
+    *,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    dora_axis: Axis | None = None,
 ) -> Adapter:
     """Sort an adapter's tensors into low-rank updates and tensors that replace those of the base.
 
@@ -43,6 +52,10 @@ def read_adapter(
         `adapter_config.json`; None where there is none.
     alpha
         The scale's numerator where `config` is None; not used otherwise, nor by VeRA, which has no scale.
+    base
+        The model that the adapter is applied to, where it is known.
+    metadata, dora_axis
+        As in `AdapterSource`.
 
     Raises
     ------
@@ -53,4 +66,4 @@ def read_adapter(
         check_readable(path, config)
     names = tuple(tensors)
     chosen = next((known for known in FORMATS if known.recognises(names)), FORMATS[-1])
-    return chosen.read(AdapterSource(path, tensors, config, alpha))
+    return chosen.read(AdapterSource(path, tensors, config, alpha, base, metadata, dora_axis))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from wdanalysis.checkpoints.tensors import FormulaUpdate, LowRankUpdate, StoredTensor
+from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
+from wdanalysis.decomposition import Axis
 
 WITH_MAGNITUDE: Mapping[str, str] = MappingProxyType({"LoRA": "DoRA", "VeRA": "DVoRA"})
 """What a method is called when its modules have a magnitude as well."""
@@ -28,12 +29,21 @@ class AdapterSource:
         `adapter_config.json`; None where there is none.
     alpha
         The scale's numerator as the user gives it, for an adapter that does not bring its own.
+    base
+        The model that it is to be applied to, where it is known: an adapter may be read alone, to be inspected.
+    metadata
+        safetensors' `__metadata__`.
+    dora_axis
+        The axis of its magnitudes as the user gives it, where neither their shape nor their writer tells it.
     """
 
     path: Path
     tensors: Mapping[str, StoredTensor]
     config: Mapping[str, Any] | None
     alpha: float | None
+    base: Checkpoint | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    dora_axis: Axis | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from wdanalysis.errors import CheckpointError
 
 KEYS: Mapping[str, str] = MappingProxyType(
     {
-        r"\.lora_(down|up|mid)\.weight$": "kohya",
         r"\.hada_w[12]_": "LoHa",
         r"\.lokr_w[12]": "LoKr",
         r"\.ia3_l\b": "IA³",
