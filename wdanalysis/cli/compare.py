@@ -61,6 +61,8 @@ def compare(
         str | None, typer.Option(metavar="500,1000", help="Training steps to keep.", show_default="all")
     ] = None,
     alpha: options.Alpha = None,
+    dora_axis: options.DoraAxis = None,
+    applied_as: options.AppliedAs = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -163,6 +165,8 @@ def compare(
                 layers=kept_layers,
                 steps=kept_steps,
                 alpha=alpha,
+                dora_axis=dora_axis,
+                applied_as=applied_as,
                 schedule=given,
                 weight_decay=weight_decay,
                 diagnostics=diagnostics,

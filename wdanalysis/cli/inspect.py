@@ -22,6 +22,7 @@ LONGEST_SETTING = 100
 def inspect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files or folders.")],
     alpha: options.Alpha = None,
+    dora_axis: options.DoraAxis = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
 ) -> None:
     """Say what files and folders are: format, dtypes, matrices by role and layer, steps, adapter settings, size.
@@ -30,7 +31,7 @@ def inspect(
     """
     from wdanalysis.checkpoints.inspection import inspect as inspect_path
 
-    inspections = [inspect_path(path, alpha=alpha) for path in paths]
+    inspections = [inspect_path(path, alpha=alpha, dora_axis=dora_axis) for path in paths]
     if as_json:
         console.lines(
             json.dumps([dataclasses.asdict(found) for found in inspections], default=str, ensure_ascii=False)

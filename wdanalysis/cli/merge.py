@@ -19,6 +19,7 @@ def merge(
         typer.Option(help="How float tensors are stored; keep: as in BASE."),
     ] = "keep",
     alpha: options.Alpha = None,
+    dora_axis: options.DoraAxis = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in OUT.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -32,7 +33,7 @@ def merge(
 
     with console.progress_bars(quiet=quiet) as (progress, _):
         merged = merge_checkpoints(
-            base, adapter, out, dtype=dtype, force=force, alpha=alpha, progress=progress
+            base, adapter, out, dtype=dtype, force=force, alpha=alpha, dora_axis=dora_axis, progress=progress
         )
     if quiet:
         return

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wdanalysis.measure.geometry import GeometryOptions
 
 OPTION_NAMES = {
+    "applied_as": "as",
     "directory": "out",
     "learning_rate": "lr",
     "live_every": "live",
@@ -79,6 +80,22 @@ Alpha = Annotated[
         callback=positive,
         help="LoRA's α, for an adapter file without its adapter_config.json.",
         show_default="from the config",
+    ),
+]
+DoraAxis = Annotated[
+    Literal["out", "in"] | None,
+    typer.Option(
+        help="What a magnitude of an adapter belongs to, where its file does not tell.",
+        show_default="from the file",
+    ),
+]
+AppliedAs = Annotated[
+    Literal["comfyui", "peft", "lycoris"] | None,
+    typer.Option(
+        "--as",
+        help="Also measure the weight that this loader makes of an adapter's magnitudes, from the base and from the "
+        "intended one.",
+        show_default="no loader's",
     ),
 ]
 MergeStacks = Annotated[

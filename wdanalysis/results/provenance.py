@@ -46,6 +46,8 @@ class Options:
     layers: list[int] | None = None
     steps: list[int] | None = None
     alpha: float | None = None
+    dora_axis: str | None = None
+    applied_as: str | None = None
     diagnostics: bool | None = None
     spectra: bool | None = None
     geometry: dict[str, Any] | None = None
