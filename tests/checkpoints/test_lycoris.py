@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
+from measured import assert_measured
 from safetensors.torch import save_file
 from torch import nn
-
-import wdanalysis as wd
 
 pytestmark = pytest.mark.formats
 
@@ -71,28 +69,6 @@ def lycoris_pair(folder: Path, algo: str, **options: Any) -> tuple[Path, Path, d
     network.save_weights(str(adapter), dtype, {})
     with torch.no_grad():
         return base, adapter, weights_of(net, dtype)
-
-
-def assert_measured(
-    base: Path, adapter: Path, oracle: dict[str, torch.Tensor], **options: Any
-) -> pd.DataFrame:
-    """What `compare` finds of an adapter is Eq. 3 and 4 of the oracle's weights, on both axes."""
-    from safetensors.torch import load_file
-
-    weights = load_file(base)
-    for axis in ("out", "in"):
-        found = wd.compare(base, {"x": adapter}, axis=axis, modules="all", **options).metrics.set_index(
-            "name"
-        )
-        assert set(found.index) == set(oracle)
-        for name, tuned in oracle.items():
-            pair = (w.reshape(w.shape[0], -1).double() for w in (weights[name], tuned))
-            first, second = pair
-            row = found.loc[name]
-            delta_m, delta_d = (float(of(first, second, axis=axis)) for of in (wd.delta_m, wd.delta_d))
-            assert row["delta_m"] == pytest.approx(delta_m, rel=1e-5, abs=2e-7), name
-            assert row["delta_d"] == pytest.approx(delta_d, rel=1e-5, abs=2e-7), name
-    return found
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class ModuleNames:
             module = name.removesuffix(".weight")
             part, rest = component(module)
             part, flat = part or folder, rest.replace(".", "_")
-            self._places[flat][part] = Place(module, tensor)
+            self._places[_key(flat)][part] = Place(module, tensor)
             self._add_shares(part, module, tensor, in_diffusers(flat))
 
     def _add_shares(
@@ -70,7 +70,7 @@ class ModuleNames:
             stop = tensor.rows if index == len(names) - 1 else start + size
             rows = None if len(names) == 1 else slice(start, stop)
             if rows is None or start < stop <= tensor.rows:
-                self._places[name].setdefault(part, Place(module, tensor, rows))
+                self._places[_key(name)].setdefault(part, Place(module, tensor, rows))
             start = stop
 
     def find(self, module: str) -> tuple[Place, ...]:
@@ -90,7 +90,7 @@ class ModuleNames:
         return found if len(found) == len(shares) else ()
 
     def _one(self, flat: str, part: str | None, module: str) -> Place | None:
-        places = self._places.get(flat, {})
+        places = self._places.get(_key(flat), {})
         if part is not None:
             return places.get(part) or places.get(None)
         if len(places) > 1:
@@ -100,3 +100,8 @@ class ModuleNames:
                 "pass the folder of the component that the adapter was trained on."
             )
         return next(iter(places.values()), None)
+
+
+def _key(flat: str) -> str:
+    """A flat name as the table has it: CLIP's text model has its root or not."""
+    return flat.removeprefix("text_model_")

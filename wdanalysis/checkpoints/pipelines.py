@@ -7,6 +7,7 @@ in the adapters that diffusers saves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from wdanalysis.checkpoints.blocks import FOLDERS
@@ -44,7 +45,11 @@ def joined(folder: Path, parts: Mapping[str, Path], opened: Callable[[Path], Che
     return Checkpoint(
         path=folder,
         format=f"diffusers pipeline ({', '.join(models)})",
-        tensors={f"{name}.{key}": t for name, model in models.items() for key, t in model.tensors.items()},
+        tensors={
+            f"{name}.{key}": replace(tensor, name=f"{name}.{key}")
+            for name, model in models.items()
+            for key, tensor in model.tensors.items()
+        },
         files=tuple(file for model in models.values() for file in model.files),
         notes=(*left_out, *(note for model in models.values() for note in model.notes)),
     )

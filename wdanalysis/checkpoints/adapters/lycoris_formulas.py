@@ -43,7 +43,9 @@ def wide(tensor: StoredTensor) -> Weight:
 
 
 def matrix(weight: Weight) -> Weight:
-    """See a weight as out × the rest."""
+    """See a weight as out × the rest; ValueError where it is a single number."""
+    if weight.ndim == 0:
+        raise ValueError("a factor is a single number")
     return weight.reshape(weight.shape[0], -1)
 
 
