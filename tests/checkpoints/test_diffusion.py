@@ -28,7 +28,7 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def saved(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, metadata)
     return path
 
 
@@ -130,6 +130,29 @@ def test_the_names_of_wan_are_those_that_diffusers_converts_to() -> None:
     for number, name in enumerate(names):
         flat = converted[number].removesuffix(".weight").replace(".", "_")
         assert in_diffusers(name.replace(".", "_")) == (flat,)
+
+
+@pytest.mark.formats
+def test_the_names_of_sd3_are_those_that_diffusers_converts_to() -> None:
+    utils = pytest.importorskip("diffusers.loaders.single_file_utils")
+    parts = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"]
+    names = [f"joint_blocks.0.{stream}_block.{part}" for stream in ("x", "context") for part in parts]
+    names += ["joint_blocks.0.x_block.attn2.qkv", "joint_blocks.0.x_block.attn2.proj"]
+    last = [f"joint_blocks.1.{stream}_block.{part}" for stream in ("x", "context") for part in parts]
+    others = ["x_embedder.proj", "context_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1"]
+    others += [f"{embedder}.mlp.{layer}" for embedder in ("t_embedder", "y_embedder") for layer in (0, 2)]
+    original: Tensors = {"pos_embed": torch.zeros(1)}
+    for number, name in enumerate([*names, *last, *others]):
+        original |= {f"{name}.{kind}": torch.full((6, 1), float(number)) for kind in ("weight", "bias")}
+    converted = utils.convert_sd3_transformer_checkpoint_to_diffusers(original)
+    found: dict[int, list[str]] = {}
+    for name, tensor in converted.items():
+        if name.endswith(".weight"):
+            found.setdefault(int(tensor.ravel()[0]), []).append(
+                name.removesuffix(".weight").replace(".", "_")
+            )
+    for number, name in enumerate(names):
+        assert sorted(in_diffusers(name.replace(".", "_"))) == sorted(found[number]), name
 
 
 # --- fused matrices -----------------------------------------------------------------------------------------
@@ -310,6 +333,136 @@ def test_a_pipeline_s_adapter_can_be_merged(tmp_path: Path) -> None:
     before = dict(unet.named_parameters())["mid_block.attentions.0.proj_in.weight"].detach()
     after = weights(merged.files[0])["mid_block.attentions.0.proj_in.weight"]
     torch.testing.assert_close(after, before + (up @ down).reshape(before.shape))
+
+
+# --- writers ------------------------------------------------------------------------------------------------
+
+
+def sdxl(folder: Path) -> Path:
+    """A single file with the tensors of SDXL's three models that are tried here."""
+    torch.manual_seed(0)
+    layer, clip = "0.self_attn.q_proj", "conditioner.embedders.0.transformer.text_model.encoder.layers"
+    tensors = {
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight": random(4, 4),
+        f"{clip}.{layer}.weight": random(4, 4),
+        "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight": random(12, 4),
+        "conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_fc.weight": random(8, 4),
+        "first_stage_model.encoder.conv_in.weight": random(2, 3, 3, 3),
+    }
+    return saved(folder / "sdxl.safetensors", tensors)
+
+
+def factors(
+    module: str, out: int, spelling: tuple[str, str], **more: torch.Tensor
+) -> tuple[Tensors, torch.Tensor]:
+    """Keys of one module of rank 2, and its B·A."""
+    up, down = random(out, 2), random(2, 4)
+    keys = {f"{module}.{spelling[0]}.weight": up, f"{module}.{spelling[1]}.weight": down}
+    return keys | {f"{module}.{part}": tensor for part, tensor in more.items()}, up @ down
+
+
+KOHYA, PEFT = ("lora_up", "lora_down"), ("lora_B", "lora_A")
+
+
+@pytest.mark.parametrize(
+    "unet",
+    [
+        "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+        "input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+    ],
+)
+def test_kohya_s_file_finds_all_three_models_of_a_single_sdxl_file(tmp_path: Path, unet: str) -> None:
+    base = sdxl(tmp_path)
+    before = weights(base)
+    encoder, alpha = "text_model_encoder_layers_0", torch.tensor(1.0, dtype=torch.float16)
+    tensors, of_unet = factors(f"lora_unet_{unet}", 4, KOHYA, alpha=alpha)
+    of_first = factors(f"lora_te1_{encoder}_self_attn_q_proj", 4, KOHYA, alpha=alpha)
+    of_second = factors(f"lora_te2_{encoder}_self_attn_k_proj", 4, KOHYA, alpha=torch.tensor(4))
+    of_mlp = factors(f"lora_te2_{encoder}_mlp_fc1", 8, KOHYA)
+    for keys, _ in (of_first, of_second, of_mlp):
+        tensors |= keys
+    by_name = {
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight": of_unet / 2,
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight": of_first[1]
+        / 2,
+        "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight": torch.cat(
+            [torch.zeros(4, 4), 2 * of_second[1], torch.zeros(4, 4)]
+        ),
+        "conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_fc.weight": of_mlp[1],
+    }
+    oracle = {name: before[name] + change for name, change in by_name.items()}
+    assert_measured(base, saved(tmp_path / "kohya.safetensors", tensors), oracle)
+    notes = open_checkpoint(tmp_path / "kohya.safetensors").notes
+    assert any("tells no alpha for 1 modules: their scale is 1" in note for note in notes)
+
+
+def test_ai_toolkit_s_names_and_magnitudes_are_read(tmp_path: Path) -> None:
+    base, _ = flux(tmp_path)
+    name = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
+    m = random(12).abs()
+    keys, change = factors("diffusion_model.double_blocks.0.img_attn.qkv", 12, PEFT, magnitude=m)
+    v = weights(base)[name] + change
+    oracle = {name: v * (m / v.norm(dim=1))[:, None]}
+    assert_measured(base, saved(tmp_path / "toolkit.safetensors", keys), oracle)
+
+
+def test_onetrainer_s_magnitudes_of_the_inputs_are_read(tmp_path: Path) -> None:
+    _, base = flux(tmp_path)
+    name, m = "transformer_blocks.0.attn.to_q.weight", random(1, 4).abs()
+    module = "lora_transformer_transformer_blocks_0_attn_to_q"
+    keys, change = factors(module, 4, KOHYA, dora_scale=m, alpha=torch.tensor(1.0))
+    v = weights(base)[name] + change / 2
+    assert_measured(base, saved(tmp_path / "onetrainer.safetensors", keys), {name: v * m / v.norm(dim=0)})
+
+
+def test_alpha_in_the_metadata_of_a_model_s_own_adapter_counts_by_module(tmp_path: Path) -> None:
+    _, base = flux(tmp_path)
+    tensors, oracle = {}, {}
+    for role, scale in (("to_q", 3.0), ("to_k", 5.0)):
+        keys, change = factors(f"transformer_blocks.0.attn.{role}", 4, PEFT)
+        tensors |= keys
+        name = f"transformer_blocks.0.attn.{role}.weight"
+        oracle[name] = weights(base)[name] + scale * change
+    config = {"r": 2, "lora_alpha": 6, "alpha_pattern": {"attn.to_k": 10}, "rank_pattern": {}}
+    metadata = {"lora_adapter_metadata": json.dumps(config)}
+    assert_measured(base, saved(tmp_path / "lora.safetensors", tensors, metadata), oracle)
+
+
+def test_two_text_encoders_that_a_name_may_mean_are_not_guessed_between(tmp_path: Path) -> None:
+    names = [
+        f"{encoder}.text_model.encoder.layers.0.self_attn.q_proj.weight"
+        for encoder in ("text_encoder", "text_encoder_2")
+    ]
+    base = saved(tmp_path / "both.safetensors", {name: random(4, 4) for name in names})
+    keys, _ = factors("lycoris_text_model_encoder_layers_0_self_attn_q_proj", 4, KOHYA)
+    with pytest.raises(CheckpointError, match=r"could be text_encoder.* or text_encoder_2"):
+        open_checkpoint(saved(tmp_path / "lora.safetensors", keys)).on(open_checkpoint(base))
+
+
+def test_an_adapter_of_another_model_says_that_nothing_matches(tmp_path: Path) -> None:
+    base, _ = flux(tmp_path)
+    keys, _ = factors("lora_unet_down_blocks_1_attentions_0_proj_in", 4, KOHYA)
+    with pytest.raises(WdAnalysisError, match=r"none of the 1 modules that .* adapts"):
+        wd.compare(base, {"x": saved(tmp_path / "lora.safetensors", keys)})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lora_unet_a.lora_up.weight": (4, 2)}, "has only up, which is no whole update"),
+        ({"lora_unet_a.lora_up.weight": (4, 2), "lora_unet_a.lora_down.weight": (3, 4)}, "share no rank"),
+        ({"lora_unet_a.hada_w1_a": (4, 2), "lora_unet_a.what": (1,)}, "holds 'lora_unet_a.what'"),
+        ({"lora_unet_a.lora_up.weight": (4, 2), "lora_unet_a.alpha": (2,)}, "and no number|no whole update"),
+        ({"lora_unet_a.dora_scale": (3, 1)}, "does not fit|fits neither"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused_by_what_is_wrong(
+    tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str
+) -> None:
+    base = saved(tmp_path / "base.safetensors", {"a.weight": random(4, 4)})
+    adapter = saved(tmp_path / "x.safetensors", {name: random(*shape) for name, shape in tensors.items()})
+    with pytest.raises(WdAnalysisError, match=message):
+        wd.compare(base, {"x": adapter}, modules="all")
 
 
 # --- hostile files ------------------------------------------------------------------------------------------

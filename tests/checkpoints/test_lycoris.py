@@ -99,3 +99,18 @@ def test_an_algorithm_gives_the_weights_that_lycoris_computes_with(
     tmp_path: Path, algo: str, options: dict[str, Any]
 ) -> None:
     assert_measured(*lycoris_pair(tmp_path, algo, **options))
+
+
+def test_dylora_is_saved_as_the_lora_that_every_loader_takes_it_for(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    base, adapter, _ = lycoris_pair(tmp_path, "dylora", block_size=2)
+    before, parts = load_file(base), load_file(adapter)
+    oracle = {}
+    for module in ("first", "square", "conv", "point"):
+        up, down, alpha = (
+            parts[f"lycoris_{module}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha")
+        )
+        weight = before[f"{module}.weight"]
+        oracle[f"{module}.weight"] = weight + (up @ down.flatten(1)).reshape(weight.shape) * alpha / len(down)
+    assert_measured(base, adapter, oracle)
