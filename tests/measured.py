@@ -13,11 +13,13 @@ from wdanalysis.checkpoints import open_checkpoint
 from wdanalysis.checkpoints.dtypes import widen
 
 
-def assert_measured(base: Path, adapter: Path, oracle: dict[str, torch.Tensor], **options: Any) -> Any:
+def assert_measured(
+    base: Path, adapter: Path, oracle: dict[str, torch.Tensor], modules: str = "all", **options: Any
+) -> Any:
     """What `compare` finds of an adapter is Eq. 3 and 4 of the oracle's weights, on both axes."""
     weights = {name: widen(t.read()).reshape(t.shape) for name, t in open_checkpoint(base).tensors.items()}
     for axis in ("out", "in"):
-        found = wd.compare(base, {"x": adapter}, axis=axis, modules="all", **options).metrics.set_index(
+        found = wd.compare(base, {"x": adapter}, axis=axis, modules=modules, **options).metrics.set_index(
             "name"
         )
         assert set(found.index) == set(oracle)

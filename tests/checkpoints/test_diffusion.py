@@ -391,7 +391,13 @@ def test_kohya_s_file_finds_all_three_models_of_a_single_sdxl_file(tmp_path: Pat
         "conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_fc.weight": of_mlp[1],
     }
     oracle = {name: before[name] + change for name, change in by_name.items()}
-    assert_measured(base, saved(tmp_path / "kohya.safetensors", tensors), oracle)
+    adapter = saved(tmp_path / "kohya.safetensors", tensors)
+    fused = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"
+    pair = before[fused][4:8], oracle.pop(fused)[4:8]
+    assert_measured(base, adapter, oracle, modules="attn1|q_proj|c_fc")
+    (found,) = wd.compare(base, {"x": adapter}, modules="in_proj").metrics.query("delta_d > 0").itertuples()
+    assert found.module.endswith("k")
+    assert found.delta_d == pytest.approx(float(wd.delta_d(*pair)), rel=1e-9)
     notes = open_checkpoint(tmp_path / "kohya.safetensors").notes
     assert any("tells no alpha for 1 modules: their scale is 1" in note for note in notes)
 
