@@ -23,8 +23,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from wdanalysis.checkpoints.adapters.formats import Formula, Weight, wide
 from wdanalysis.checkpoints.adapters.kohya import formula_of
-from wdanalysis.checkpoints.adapters.lycoris_formulas import Decomposed, Formula, Weight, norms, scaled, wide
+from wdanalysis.checkpoints.adapters.lycoris_formulas import Decomposed, norms, scaled
 from wdanalysis.checkpoints.model import Model, describe
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, Series, StoredTensor
 from wdanalysis.errors import ComparisonError

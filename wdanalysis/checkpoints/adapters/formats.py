@@ -6,10 +6,18 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from wdanalysis.checkpoints.dtypes import FLOATS, widen
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.decomposition import Axis
+
+Weight: TypeAlias = NDArray[np.float64]
+Formula: TypeAlias = Callable[[Weight], Weight]
+"""From the weight of the base to the tuned one, both float64 and of one shape."""
 
 WITH_MAGNITUDE: Mapping[str, str] = MappingProxyType({"LoRA": "DoRA", "VeRA": "DVoRA"})
 """What a method is called when its modules have a magnitude as well."""
@@ -92,3 +100,30 @@ class AdapterFormat:
     name: str
     recognises: Callable[[Collection[str]], bool]
     read: Callable[[AdapterSource], Adapter]
+
+
+def wide(tensor: StoredTensor) -> Weight:
+    """Read a factor whole, in float64 and its own shape."""
+    numbers: Weight = widen(tensor.read()).reshape(tensor.shape)
+    return numbers
+
+
+def computed(
+    like: StoredTensor, shape: tuple[int, ...], numbers: Callable[[], Weight], dtype: str = "F64"
+) -> StoredTensor:
+    """Return a factor that is calculated from stored ones, whole, whenever rows of it are read.
+
+    Parameters
+    ----------
+    like
+        Gives name and file, and the stored type that the table names.
+    shape, dtype
+        Of the factor.
+    numbers
+        Its elements.
+    """
+
+    def read(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
+        return numbers().reshape(shape[0], -1)[start:stop].astype(FLOATS[dtype])
+
+    return StoredTensor(like.name, shape, dtype, like.path, read, stored_as=like.precision)

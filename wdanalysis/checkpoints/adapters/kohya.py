@@ -10,27 +10,32 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wdanalysis.checkpoints.adapters.formats import WITH_MAGNITUDE, Adapter, AdapterFormat, AdapterSource
+from wdanalysis.checkpoints.adapters.formats import (
+    WITH_MAGNITUDE,
+    Adapter,
+    AdapterFormat,
+    AdapterSource,
+    Formula,
+    Weight,
+    computed,
+    wide,
+)
 from wdanalysis.checkpoints.adapters.lycoris_formulas import (
     ALGORITHMS,
     Added,
     Algorithm,
     Decomposed,
-    Formula,
     Joined,
-    Weight,
     matrix,
     of_rows,
     tucker,
-    wide,
 )
 from wdanalysis.checkpoints.adapters.peft_config import Scaling
 from wdanalysis.checkpoints.diffusion_names import ModuleNames, Place
@@ -369,25 +374,6 @@ def _with_core(down: StoredTensor, mid: StoredTensor) -> StoredTensor:
     """A of a convolution with a core: Σ core[i,j,…]·down[j,q], rank × in × kernel."""
     shape = (mid.shape[0], down.row_length, *mid.shape[2:])
     return computed(down, shape, lambda: tucker(wide(mid), np.eye(mid.shape[0]), matrix(wide(down))))
-
-
-def computed(like: StoredTensor, shape: tuple[int, ...], numbers: Callable[[], Weight]) -> StoredTensor:
-    """Return a factor that is calculated from stored ones, whole, whenever rows of it are read.
-
-    Parameters
-    ----------
-    like
-        Gives name and file, and the stored type that the table names.
-    shape
-        Of the factor.
-    numbers
-        Its elements.
-    """
-
-    def rows(start: int, stop: int, buffer: NDArray[np.uint8] | None) -> NDArray[Any]:
-        return numbers().reshape(shape[0], -1)[start:stop]
-
-    return StoredTensor(like.name, shape, "F64", like.path, rows, stored_as=like.precision)
 
 
 def _axis(

@@ -23,23 +23,12 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wdanalysis.checkpoints.dtypes import widen
+from wdanalysis.checkpoints.adapters.formats import Formula, Weight, wide
 from wdanalysis.checkpoints.tensors import StoredTensor
 from wdanalysis.decomposition import Axis
 
-Weight: TypeAlias = NDArray[np.float64]
-Formula: TypeAlias = Callable[[Weight], Weight]
-"""From the weight of the base to the tuned one, both float64 and of one shape."""
-
 Parts: TypeAlias = Mapping[str, StoredTensor]
-
-
-def wide(tensor: StoredTensor) -> Weight:
-    """Read a factor whole, in float64 and its own shape."""
-    numbers: Weight = widen(tensor.read()).reshape(tensor.shape)
-    return numbers
 
 
 def matrix(weight: Weight) -> Weight:
