@@ -97,6 +97,20 @@ def test_comfyui_spreads_magnitudes_of_one_dimension_over_the_columns(tmp_path: 
     assert compared.loc["D as comfyui", "delta_m"] == pytest.approx(expected, rel=1e-9)
 
 
+def test_comfyui_leaves_a_weight_as_it_is_whose_magnitudes_it_cannot_spread(tmp_path: Path) -> None:
+    scale = column(6).ravel()
+    base, adapter = pair(tmp_path, 6, 4, scale)
+    w, change = weights(base, adapter)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        comfyui(scale, w, change)
+    compared = wd.compare(base, {"D": adapter}, applied_as="comfyui", modules="all").metrics.set_index(
+        "method"
+    )
+    assert compared.loc["D as comfyui", "update_norm"] == 0
+    back = float(wd.delta_d(dora(w + change, scale[:, None], 1), w))
+    assert compared.loc["D as comfyui, from intended", "delta_d"] == pytest.approx(back, rel=1e-9)
+
+
 def test_a_loader_that_would_fail_is_named(tmp_path: Path) -> None:
     base, adapter = pair(tmp_path, 6, 4, column(6))
     with pytest.raises(WdAnalysisError, match=r"as lycoris applies it.*6 numbers for 4 input features"):

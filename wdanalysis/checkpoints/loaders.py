@@ -48,10 +48,13 @@ def _comfyui(base: Weight, v: Weight, magnitude: Weight) -> Weight:
     shape = [1] * v.ndim
     shape[0 if along_outputs else 1] = -1
     norm = norm.reshape(shape)
-    factor = np.zeros(np.broadcast_shapes(magnitude.shape, norm.shape))
-    np.divide(magnitude, norm, out=factor, where=norm != 0)
-    applied: Weight = v * factor
-    return applied
+    try:
+        factor = np.zeros(np.broadcast_shapes(magnitude.shape, norm.shape))
+        np.divide(magnitude, norm, out=factor, where=norm != 0)
+        applied: Weight = v * factor
+    except ValueError:
+        return base  # it logs the error, and leaves the weight as it is
+    return applied if applied.shape == v.shape else base
 
 
 RULES: Mapping[str, Callable[[Weight, Weight, Weight], Weight]] = MappingProxyType(
