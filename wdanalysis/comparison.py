@@ -610,7 +610,10 @@ def compare(
     if applied_as is not None:
         for name, series in intended.items():
             for weights, applied in loaders.from_intended(base_checkpoint, name, series, applied_as):
-                methods.setdefault(applied.name, applied)
+                steps_so_far = methods[applied.name].checkpoints if applied.name in methods else ()
+                methods[applied.name] = dataclasses.replace(
+                    applied, checkpoints=steps_so_far + applied.checkpoints
+                )
                 more = plan(weights, {applied.name: applied}, modules=modules, layers=layers)
                 planned = planned.and_then(more)
     inputs = {

@@ -215,6 +215,21 @@ def test_updates_of_separate_matrices_change_their_rows_of_a_fused_one(
     assert_measured(base, saved(tmp_path / "lora.safetensors", tensors), {name: tuned})
 
 
+def test_a_loader_s_rule_is_applied_to_the_rows_of_a_fused_matrix(tmp_path: Path) -> None:
+    base, _ = flux(tmp_path)
+    name = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
+    module = "lora_unet_transformer_blocks_0_attn_to_v"
+    m = random(4, 1).abs()
+    keys, change = factors(module, 4, KOHYA, dora_scale=m)
+    before = weights(base)[name]
+    applied = (before[8:] + change) * m / before[8:].norm(dim=1, keepdim=True)
+    adapter = saved(tmp_path / "lora.safetensors", keys)
+    found = wd.compare(base, {"x": adapter}, modules="all", applied_as="comfyui").metrics
+    (row,) = found[(found["method"] == "x as comfyui") & (found["delta_d"] > 0)].itertuples()
+    after = applied if row.vectors == 4 else torch.cat([before[:8], applied])
+    assert row.delta_m == pytest.approx(float(wd.delta_m(before[-row.vectors :], after)), rel=1e-9)
+
+
 def test_a_magnitude_of_inputs_cannot_be_divided_and_says_so(tmp_path: Path) -> None:
     _, base = flux(tmp_path)
     name = "lora_unet_single_blocks_0_linear1"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import wdanalysis as wd
-from wdanalysis.errors import CheckpointError, ComparisonError, WdAnalysisError
+from wdanalysis.errors import CheckpointError, ComparisonError
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -111,10 +111,30 @@ def test_comfyui_leaves_a_weight_as_it_is_whose_magnitudes_it_cannot_spread(tmp_
     assert compared.loc["D as comfyui, from intended", "delta_d"] == pytest.approx(back, rel=1e-9)
 
 
-def test_a_loader_that_would_fail_is_named(tmp_path: Path) -> None:
+def test_a_loader_that_can_apply_no_module_is_refused(tmp_path: Path) -> None:
     base, adapter = pair(tmp_path, 6, 4, column(6))
-    with pytest.raises(WdAnalysisError, match=r"as lycoris applies it.*6 numbers for 4 input features"):
+    with pytest.raises(ComparisonError, match="lycoris can apply the magnitudes of no module"):
         wd.compare(base, {"D": adapter}, applied_as="lycoris", modules="all")
+
+
+def test_modules_that_a_loader_cannot_apply_are_left_out_and_named(tmp_path: Path) -> None:
+    names, tensors, adapter = ["attn1.to_q", "ff.net.2"], {}, {}
+    for name, out in zip(names, (4, 6), strict=True):
+        module = f"mid_block.attentions.0.transformer_blocks.0.{name}"
+        tensors[f"{module}.weight"] = torch.randn(out, 4)
+        key = f"lora_unet_{module.replace('.', '_')}"
+        adapter |= {
+            f"{key}.lora_up.weight": torch.randn(out, 2),
+            f"{key}.lora_down.weight": torch.randn(2, 4),
+        }
+        adapter[f"{key}.dora_scale"] = torch.rand(out, 1)
+    save_file(tensors, tmp_path / "base.safetensors")
+    save_file(adapter, tmp_path / "d.safetensors")
+    options = {"applied_as": "lycoris", "modules": "all"}
+    compared = wd.compare(tmp_path / "base.safetensors", {"D": tmp_path / "d.safetensors"}, **options)
+    assert (compared.metrics["method"] == "D").sum() == 2
+    assert (compared.metrics["method"] == "D as lycoris").sum() == 1
+    assert any("cannot apply the magnitudes of 1 modules" in warning for warning in compared.warnings)
 
 
 def test_a_loader_without_magnitudes_to_apply_is_refused(tmp_path: Path) -> None:

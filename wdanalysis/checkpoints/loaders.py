@@ -25,7 +25,7 @@ import numpy as np
 
 from wdanalysis.checkpoints.adapters.formats import Formula, Weight, wide
 from wdanalysis.checkpoints.adapters.kohya import formula_of
-from wdanalysis.checkpoints.adapters.lycoris_formulas import Decomposed, norms, scaled
+from wdanalysis.checkpoints.adapters.lycoris_formulas import Decomposed, Joined, norms, scaled
 from wdanalysis.checkpoints.model import Model, describe
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, Series, StoredTensor
 from wdanalysis.errors import ComparisonError
@@ -65,32 +65,36 @@ RULES: Mapping[str, Callable[[Weight, Weight, Weight], Weight]] = MappingProxyTy
 
 @dataclass(frozen=True)
 class Applied:
-    """The weight that a loader makes of a module.
+    """The weight that a loader makes of a module, out × in.
 
     Attributes
     ----------
     loader
         Of `RULES`.
-    direction
-        V, of the base's weight.
-    magnitude
-        As stored.
-    in_by_out
-        Whether the base stores the weight as in × out.
+    intended
+        What it was trained to be.
     """
 
-    loader: str
-    direction: Formula
-    magnitude: StoredTensor
-    in_by_out: bool = False
+    loader: Loader
+    intended: Decomposed
 
     def __call__(self, weight: Weight) -> Weight:
         """Return the applied weight; ValueError where the loader would fail."""
-        w = weight.T if self.in_by_out else weight
-        applied = RULES[self.loader](w, self.direction(w), wide(self.magnitude))
-        if applied.shape != w.shape:
-            raise ValueError(f"{self.loader} makes it {applied.shape}")
-        return applied.T if self.in_by_out else applied
+        magnitude = wide(self.intended.magnitude)
+        if self.intended.rows is not None:
+            magnitude = magnitude.reshape(-1, 1)[self.intended.rows]
+        return RULES[self.loader](weight, self.intended.direction(weight), magnitude)
+
+
+def of_loader(formula: Formula, loader: Loader) -> Formula | None:
+    """Return an intended weight's formula as a loader has it; None where all loaders have the same."""
+    if isinstance(formula, Decomposed):
+        return Applied(loader, formula)
+    if isinstance(formula, Joined):
+        pieces = [(rows, piece, of_loader(piece, loader)) for rows, piece in formula.pieces]
+        if any(applied for _, _, applied in pieces):
+            return Joined(tuple((rows, applied or piece) for rows, piece, applied in pieces))
+    return None
 
 
 def as_applied(methods: Mapping[str, Series], loader: Loader) -> dict[str, Series]:
@@ -101,17 +105,27 @@ def as_applied(methods: Mapping[str, Series], loader: Loader) -> dict[str, Serie
     ComparisonError
         None has any.
     """
-    decomposed = {name: series for name, series in methods.items() if _has_magnitudes(series)}
+    decomposed = {
+        name: series
+        for name, series in methods.items()
+        if any(_pair(update, loader) for checkpoint in series.checkpoints for update in _updates(checkpoint))
+    }
     if not decomposed:
         raise ComparisonError(
             f"none of {', '.join(methods)} is an adapter with magnitudes, which alone loaders apply differently",
             parameter="applied_as",
         )
-    names = {name: f"{name} as {loader}" for name in decomposed}
-    return {
-        new: replace(series, name=new, checkpoints=tuple(_applied(c, loader) for c in series.checkpoints))
-        for (name, series), new in zip(decomposed.items(), names.values(), strict=True)
-    }
+    found = {}
+    for name, series in decomposed.items():
+        checkpoints = tuple(_applied(checkpoint, loader) for checkpoint in series.checkpoints)
+        if not any(checkpoint.updates or checkpoint.formulas for checkpoint in checkpoints):
+            raise ComparisonError(
+                f"{loader} can apply the magnitudes of no module of {series.path}: they have not as many numbers as "
+                "its vectors",
+                parameter="applied_as",
+            )
+        found[f"{name} as {loader}"] = replace(series, name=f"{name} as {loader}", checkpoints=checkpoints)
+    return found
 
 
 def from_intended(
@@ -127,8 +141,9 @@ def from_intended(
         intended, actual = {}, {}
         for update in _updates(read):
             tensor = _tensor_of(model, update)
-            if tensor is not None and (both := _both(update, loader)):
-                intended[tensor.name], actual[tensor.name] = (formula.of(tensor) for formula in both)
+            pair = _pair(update, loader)
+            if tensor is not None and pair is not None and _can_apply(update, loader):
+                intended[tensor.name], actual[tensor.name] = (formula.of(tensor) for formula in pair)
         if intended:
             tuned = Checkpoint(read.path, read.format, actual, step=read.step, run=read.run, files=read.files)
             pairs.append((replace(base, tensors=intended), replace(series, name=name, checkpoints=(tuned,))))
@@ -143,57 +158,55 @@ def _tensor_of(model: Model, update: Update) -> StoredTensor | None:
     return None if target is None else target.tensor
 
 
-def _both(update: Update, loader: Loader) -> tuple[FormulaUpdate, FormulaUpdate] | None:
-    """The update as it is intended, and as it is applied: along the outputs peft's rule, else LyCORIS' is intended."""
-    if _magnitude(update) is None:
-        return None
-    tuned = update.tuned if isinstance(update, FormulaUpdate) else formula_of(update)
-    assert isinstance(tuned, Decomposed)
-    rule: Loader = "peft" if tuned.axis == "out" else "lycoris"
-    return _applied_update(update, rule), _applied_update(update, loader)
-
-
-def _has_magnitudes(series: Series) -> bool:
-    return any(
-        _magnitude(update) is not None for checkpoint in series.checkpoints for update in _updates(checkpoint)
-    )
-
-
 def _updates(checkpoint: Checkpoint) -> Iterator[Update]:
     yield from checkpoint.updates
     yield from checkpoint.formulas
 
 
-def _magnitude(update: Update) -> StoredTensor | None:
-    if isinstance(update, LowRankUpdate):
-        return update.magnitude
-    return update.tuned.magnitude if isinstance(update.tuned, Decomposed) else None
+def _pair(update: Update, loader: Loader) -> tuple[FormulaUpdate, FormulaUpdate] | None:
+    """An update as it is intended and as it is applied; None where these are the same."""
+    intended = formula_of(update)
+    applied = of_loader(intended, loader)
+    if applied is None:
+        return None
+    if isinstance(update, FormulaUpdate):
+        return update, replace(update, method=f"{update.method} as {loader} applies it", tuned=applied)
+    factors = (update.A, update.B, *([update.magnitude] if update.magnitude else []))
+    first, second = (_turned(formula) if update.in_by_out else formula for formula in (intended, applied))
+    return (
+        FormulaUpdate(update.module, "DoRA", factors, first),
+        FormulaUpdate(update.module, f"DoRA as {loader} applies it", factors, second),
+    )
+
+
+def _turned(formula: Formula) -> Formula:
+    """The formula for a weight that is stored as in × out."""
+    return lambda weight: formula(weight.T).T
+
+
+def _can_apply(update: Update, loader: Loader) -> bool:
+    """Whether the magnitude has as many numbers as the loader takes, as far as the factors tell."""
+    if not isinstance(update, LowRankUpdate) or update.magnitude is None or loader == "comfyui":
+        return True
+    return update.magnitude.size == (update.shape[0] if loader == "peft" else update.A.shape[1])
 
 
 def _applied(checkpoint: Checkpoint, loader: Loader) -> Checkpoint:
     """Change the updates that have a magnitude, now and where the adapter is read again beside its base."""
     beside = checkpoint.applied_to
-    as_loaded = [
-        update if _magnitude(update) is None else _applied_update(update, loader)
-        for update in _updates(checkpoint)
+    updates = list(_updates(checkpoint))
+    applied = [
+        (_pair(update, loader) or (update, update))[1] for update in updates if _can_apply(update, loader)
     ]
+    left_out = [update.module for update in updates if not _can_apply(update, loader)]
+    note = (
+        f"{loader} cannot apply the magnitudes of {len(left_out)} modules of {checkpoint.path}, first "
+        f"{', '.join(left_out[:1])}, which have not as many numbers as its vectors: left out."
+    )
     return replace(
         checkpoint,
-        updates=tuple(update for update in as_loaded if isinstance(update, LowRankUpdate)),
-        formulas=tuple(update for update in as_loaded if isinstance(update, FormulaUpdate)),
+        updates=tuple(update for update in applied if isinstance(update, LowRankUpdate)),
+        formulas=tuple(update for update in applied if isinstance(update, FormulaUpdate)),
+        notes=(*checkpoint.notes, *([note] if left_out else [])),
         applied_to=None if beside is None else lambda base: _applied(beside(base), loader),
-    )
-
-
-def _applied_update(update: Update, loader: Loader) -> FormulaUpdate:
-    """An update with a magnitude, as a loader applies it."""
-    magnitude = _magnitude(update)
-    assert magnitude is not None
-    if isinstance(update, FormulaUpdate):
-        assert isinstance(update.tuned, Decomposed)
-        return replace(update, tuned=Applied(loader, update.tuned.direction, magnitude))
-    direction = formula_of(replace(update, magnitude=None))
-    tuned = Applied(loader, direction, magnitude, in_by_out=update.in_by_out)
-    return FormulaUpdate(
-        update.module, f"DoRA as {loader} applies it", (update.A, update.B, magnitude), tuned
     )
