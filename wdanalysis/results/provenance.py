@@ -178,6 +178,8 @@ _LEFT_OUT_IF_UNKNOWN = frozenset(
         "live",
         "diagnostics",
         "spectra",
+        "applied_as",
+        "dora_axis",
         "geometry",
         "measure",
         "run",
