@@ -13,8 +13,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
-from wdanalysis.checkpoints import open_checkpoint, open_series
+from wdanalysis.checkpoints import loaders, open_checkpoint, open_series
 from wdanalysis.checkpoints.base_identity import base_mismatch
+from wdanalysis.checkpoints.loaders import Loader
 from wdanalysis.checkpoints.model import types_mismatch
 from wdanalysis.checkpoints.schedules import Schedule, find_schedule
 from wdanalysis.checkpoints.series import by_run, joined, of_steps, with_common_steps
@@ -831,6 +832,8 @@ def compare(
     layers: Iterable[int] | None = None,
     steps: Collection[int] | None = None,
     alpha: float | None = None,
+    dora_axis: Axis | None = None,
+    applied_as: Loader | None = None,
     schedule: Schedule | Mapping[str, Schedule] | None = None,
     weight_decay: float | None = None,
     diagnostics: bool = True,
@@ -863,6 +866,12 @@ def compare(
         Training steps to keep.
     alpha
         LoRA's α for adapter files without their `adapter_config.json`.
+    dora_axis
+        The axis of an adapter's magnitudes, where neither their shape nor their writer tells it.
+    applied_as
+        Also measure what a loader makes of adapters with magnitudes (``"comfyui"``, ``"peft"``, ``"lycoris"``): against
+        the base, as the method ``NAME as comfyui``, and against the weight that is intended, as ``NAME as comfyui, from
+        intended``. See `wdanalysis.checkpoints.loaders`.
     schedule
         The runs' learning rates and weight decay, for `Comparison.predictions`: one for all methods, or one by the name
         of a method. None, and for a method without one: what the files beside each run's checkpoints tell
@@ -912,16 +921,30 @@ def compare(
         raise ValueError(
             f"axis is 'out' (a vector per output feature) or 'in' (per input feature), not {axis!r}"
         )
+    if applied_as not in (None, *get_args(Loader)):
+        raise ValueError(f"applied_as is one of {', '.join(get_args(Loader))}, not {applied_as!r}")
     started, tell = time.time(), _telling(progress)
     layers = None if layers is None else sorted(set(layers))
     base_checkpoint = open_checkpoint(base)
-    methods = _open_methods(_named_paths(tuned), alpha=alpha, steps=steps)
+    methods = _open_methods(_named_paths(tuned), alpha=alpha, dora_axis=dora_axis, steps=steps)
     if alpha is not None and not _any_adapter(methods):
         raise ComparisonError(
             "alpha is that of adapters, and none is compared: leave it out", parameter="alpha"
         )
     known, on_schedules = _schedules(methods, schedule, weight_decay)
+    intended = dict(methods)
+    if applied_as is not None:
+        methods |= loaders.as_applied(methods, applied_as)
     planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
+    if applied_as is not None:
+        for name, series in intended.items():
+            for weights, applied in loaders.from_intended(base_checkpoint, name, series, applied_as):
+                steps_so_far = methods[applied.name].checkpoints if applied.name in methods else ()
+                methods[applied.name] = dataclasses.replace(
+                    applied, checkpoints=steps_so_far + applied.checkpoints
+                )
+                more = plan(weights, {applied.name: applied}, modules=modules, layers=layers)
+                planned = planned.and_then(more)
     inputs = {
         "BASE": inputs_of([base_checkpoint]),
         **{method: inputs_of(series.checkpoints) for method, series in methods.items()},
@@ -962,6 +985,8 @@ def compare(
             layers=layers,
             steps=None if steps is None else sorted(steps),
             alpha=alpha,
+            dora_axis=dora_axis,
+            applied_as=applied_as,
             diagnostics=diagnostics,
             spectra=spectra,
             geometry=dataclasses.asdict(whole.options) if whole.options else None,
@@ -1092,7 +1117,7 @@ class _WholeMatrices:
 
 
 def _open_methods(
-    named: Sequence[Named], *, alpha: float | None, steps: Collection[int] | None
+    named: Sequence[Named], *, alpha: float | None, dora_axis: Axis | None, steps: Collection[int] | None
 ) -> dict[str, Series]:
     """Open every method's checkpoints; paths that name the same method are steps of one series, or its runs.
 
@@ -1108,7 +1133,7 @@ def _open_methods(
     homes: dict[str, tuple[str, str | Path]] = {}
     for label, path in named:
         # A path may hold only some of the steps that are asked for, as long as another holds the rest.
-        series = open_series(path, alpha=alpha, steps=None if several else steps)
+        series = open_series(path, alpha=alpha, dora_axis=dora_axis, steps=None if several else steps)
         name = str(encodable(label or series.name))
         # One name from two places is two methods, unless the user says that it is one.
         home = f"label {label}" if label else os.path.dirname(os.path.realpath(path))

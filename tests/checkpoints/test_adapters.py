@@ -324,7 +324,11 @@ REFUSED: dict[str, tuple[Shapes, dict[str, Any], str]] = {
     "unknown parts": ({**PLAIN, "lora_E": (2, 1)}, {}, r"holds '.*lora_E', which is no known part"),
     "one part twice": ({**PLAIN, "lora_A.default.weight": (2, 6)}, {}, r"holds the part '.*lora_A.*' twice"),
     "no factors": ({}, {"r": 2}, r"holds no lora_A and lora_B"),
-    "kohya": ({"lora_down.weight": (2, 6), "lora_up.weight": (4, 2)}, {}, r"is a kohya adapter"),
+    "kohya": (
+        {"lora_down.weight": (2, 6), "lora_up.weight": (4, 2)},
+        {},
+        r"lora_down.*, which is no known part",
+    ),
     "LoKr without configuration": (
         {"lokr_w1": (2, 2), "lokr_w2": (2, 3)},
         {},

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
+from wdanalysis.checkpoints import pipelines
 from wdanalysis.checkpoints.adapters import is_adapter, read_adapter
 from wdanalysis.checkpoints.quantised import dequantised
 from wdanalysis.checkpoints.safetensors_files import read_safetensors
@@ -14,6 +15,7 @@ from wdanalysis.checkpoints.steps import known_step
 from wdanalysis.checkpoints.storage import read_json
 from wdanalysis.checkpoints.tensors import Checkpoint, StoredTensor, WeightsFile
 from wdanalysis.checkpoints.torch_files import read_torch
+from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError
 
 READERS: Mapping[str, Callable[[Path], WeightsFile]] = {
@@ -32,8 +34,10 @@ WEIGHTS_NAMES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
 )
-"""Names that transformers and PEFT give to weights; the first that is there is the checkpoint."""
+"""Names that transformers, PEFT and diffusers give to weights; the first that is there is the checkpoint."""
 
 NOT_WEIGHTS = re.compile(
     r"(optimizer|optim_states|model_states|scheduler|scaler|rng_state|random_states|sampler|training_args|dataloader)",
@@ -86,7 +90,9 @@ class WeightsSet:
     index: Path | None = None
 
 
-def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, alpha: float | None = None, dora_axis: Axis | None = None
+) -> Checkpoint:
     """Open exactly one checkpoint, reading headers only.
 
     Parameters
@@ -95,6 +101,8 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
         A file of weights, an index of shards, or a folder with one checkpoint or one adapter.
     alpha
         LoRA's α for an adapter that has no `adapter_config.json`.
+    dora_axis
+        The axis of an adapter's magnitudes, where neither their shape nor their writer tells it.
 
     Raises
     ------
@@ -104,6 +112,8 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
     path = Path(path)
     try:
         if path.is_dir():
+            if parts := pipelines.components(path):
+                return pipelines.joined(path, parts, open_checkpoint)
             chosen, notes = find_weights(path)
             folder = path
         elif path.exists():
@@ -141,7 +151,9 @@ def open_checkpoint(path: str | Path, *, alpha: float | None = None) -> Checkpoi
         return checkpoint
 
     def applied_to(base: Checkpoint | None) -> Checkpoint:
-        adapter = read_adapter(path, tensors, config, alpha, base)
+        adapter = read_adapter(
+            path, tensors, config, alpha, base, metadata=checkpoint.metadata, dora_axis=dora_axis
+        )
         return replace(
             checkpoint,
             format=f"{adapter.format} adapter ({adapter.method})",

@@ -11,6 +11,7 @@ from typing import Any
 from wdanalysis.checkpoints.names import recognise
 from wdanalysis.checkpoints.series import open_series
 from wdanalysis.checkpoints.tensors import Checkpoint, StoredTensor
+from wdanalysis.decomposition import Axis
 
 _ADAPTER_SETTINGS = (
     "peft_type",
@@ -108,7 +109,7 @@ class Inspection:
     notes: tuple[str, ...]
 
 
-def inspect(path: str | Path, *, alpha: float | None = None) -> Inspection:
+def inspect(path: str | Path, *, alpha: float | None = None, dora_axis: Axis | None = None) -> Inspection:
     """Say what a checkpoint file or folder, an adapter, or a folder of steps is. No tensor is read.
 
     Parameters
@@ -117,6 +118,8 @@ def inspect(path: str | Path, *, alpha: float | None = None) -> Inspection:
         A file or folder.
     alpha
         LoRA's α for an adapter file without its `adapter_config.json`.
+    dora_axis
+        The axis of an adapter's magnitudes, where neither their shape nor their writer tells it.
 
     Raises
     ------
@@ -134,7 +137,7 @@ def inspect(path: str | Path, *, alpha: float | None = None) -> Inspection:
     >>> checkpoint.modules
     (ModuleCount(module='q', matrices=1, layers=(0,), shapes=((4, 2),)),)
     """
-    series = open_series(path, alpha=alpha)
+    series = open_series(path, alpha=alpha, dora_axis=dora_axis)
     notes = [*series.notes, *(note for checkpoint in series.checkpoints for note in checkpoint.notes)]
     summaries = tuple(_summary(checkpoint) for checkpoint in series.checkpoints)
     return Inspection(Path(path), series.name, summaries, tuple(dict.fromkeys(notes)))

@@ -26,6 +26,7 @@ from wdanalysis.checkpoints.steps import (
     run_names,
 )
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
+from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, ComparisonError
 
 
@@ -39,7 +40,11 @@ class _Found:
 
 
 def open_series(
-    path: str | Path, *, alpha: float | None = None, steps: Collection[int] | None = None
+    path: str | Path,
+    *,
+    alpha: float | None = None,
+    dora_axis: Axis | None = None,
+    steps: Collection[int] | None = None,
 ) -> Series:
     """Open a file, a folder with one checkpoint or adapter, a folder of steps, or one of runs, reading headers only.
 
@@ -52,6 +57,8 @@ def open_series(
         A file or folder.
     alpha
         LoRA's α for adapters that have no `adapter_config.json`.
+    dora_axis
+        The axis of an adapter's magnitudes, where neither their shape nor their writer tells it.
     steps
         Keep these steps only; None keeps all.
 
@@ -83,7 +90,9 @@ def open_series(
             )
         )
     wanted = [one for one in found if steps is None or one.step in steps]
-    checkpoints = [replace(open_checkpoint(one.path, alpha=alpha), run=one.run) for one in wanted]
+    checkpoints = [
+        replace(open_checkpoint(one.path, alpha=alpha, dora_axis=dora_axis), run=one.run) for one in wanted
+    ]
     name = method_name(path, is_series=bool(entries or runs))
     return _series(path, name, checkpoints, [*notes, *_without_steps(name, found, wanted)])
 

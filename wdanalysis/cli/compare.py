@@ -73,6 +73,8 @@ def compare(
     ] = None,
     merge_stacks: Annotated[bool, options.merge_stacks(SUBJECT)] = False,
     alpha: Annotated[float | None, options.alpha(SUBJECT)] = None,
+    dora_axis: Annotated[Axis | None, options.dora_axis(SUBJECT)] = None,
+    applied_as: Annotated[Literal["comfyui", "peft", "lycoris"] | None, options.applied_as(NUMBERS)] = None,
     axis: Annotated[
         Axis,
         typer.Option(
@@ -201,6 +203,8 @@ def compare(
                 layers=kept_layers,
                 steps=kept_steps,
                 alpha=alpha,
+                dora_axis=dora_axis,
+                applied_as=applied_as,
                 schedule=given,
                 weight_decay=weight_decay if given is None else None,
                 diagnostics=diagnostics,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wdanalysis.cli import console, options
+from wdanalysis.decomposition import Axis
 
 if TYPE_CHECKING:
     from wdanalysis.checkpoints.inspection import CheckpointSummary, Inspection, ModuleCount
@@ -22,6 +23,7 @@ LONGEST_SETTING = 100
 def inspect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files or folders.")],
     alpha: Annotated[float | None, options.alpha()] = None,
+    dora_axis: Annotated[Axis | None, options.dora_axis()] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
 ) -> None:
     """Say what files and folders are: format, dtypes, matrices by role and layer, steps, adapter settings, size.
@@ -30,7 +32,7 @@ def inspect(
     """
     from wdanalysis.checkpoints.inspection import inspect as inspect_path
 
-    inspections = [inspect_path(path, alpha=alpha) for path in paths]
+    inspections = [inspect_path(path, alpha=alpha, dora_axis=dora_axis) for path in paths]
     adapters = (checkpoint.adapter for found in inspections for checkpoint in found.checkpoints)
     if alpha is not None and all(adapter is None for adapter in adapters):
         raise typer.BadParameter("there is no adapter among these", param_hint="--alpha")

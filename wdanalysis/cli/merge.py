@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from wdanalysis.cli import console, options
+from wdanalysis.decomposition import Axis
 
 
 def merge(
@@ -20,6 +21,7 @@ def merge(
         typer.Option(help="How float tensors are stored; keep: as in BASE."),
     ] = "keep",
     alpha: Annotated[float | None, options.alpha()] = None,
+    dora_axis: Annotated[Axis | None, options.dora_axis()] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in OUT.")] = False,
     quiet: Annotated[bool, options.quiet()] = False,
 ) -> None:
@@ -34,7 +36,7 @@ def merge(
     with console.progress_bars(quiet=quiet) as tell:
         progress = None if tell is None else functools.partial(tell, "writing")
         merged = merge_checkpoints(
-            base, adapter, out, dtype=dtype, force=force, alpha=alpha, progress=progress
+            base, adapter, out, dtype=dtype, force=force, alpha=alpha, dora_axis=dora_axis, progress=progress
         )
     if quiet:
         return

@@ -23,6 +23,7 @@ SUBJECT, NUMBERS, PREDICTIONS, FIGURES, OUTPUT = (
 """The headings under which options are listed."""
 
 OPTION_NAMES = {
+    "applied_as": "as",
     "directory": "out",
     "learning_rate": "lr",
     "live_every": "live",
@@ -129,6 +130,25 @@ def alpha(panel: str | None = None) -> Any:
         metavar="α",
         help="LoRA's, for an adapter file without its adapter_config.json.",
         show_default="from the config",
+        rich_help_panel=panel,
+    )
+
+
+def dora_axis(panel: str | None = None) -> Any:
+    """Give the option `--dora-axis`, under a heading."""
+    return typer.Option(
+        help="What a magnitude of an adapter belongs to, where its file does not tell.",
+        show_default="from the file",
+        rich_help_panel=panel,
+    )
+
+
+def applied_as(panel: str) -> Any:
+    """Give the option `--as`, under a heading."""
+    return typer.Option(
+        "--as",
+        help="Also what this loader makes of an adapter's magnitudes.",
+        show_default="no loader's",
         rich_help_panel=panel,
     )
 

@@ -142,6 +142,13 @@ class Plan:
         """Bytes to read."""
         return sum(job.nbytes for job in self.jobs)
 
+    def and_then(self, other: Plan) -> Plan:
+        """Return the plan of both; which modules are chosen, the first says."""
+        notes = dict.fromkeys([*self.notes, *other.notes])
+        return replace(
+            self, jobs=self.jobs + other.jobs, skipped=self.skipped + other.skipped, notes=tuple(notes)
+        )
+
 
 def plan(
     base: Checkpoint,

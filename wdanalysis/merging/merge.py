@@ -26,6 +26,7 @@ from wdanalysis.checkpoints.replication import replicated
 from wdanalysis.checkpoints.safetensors_writer import Entry, write_safetensors
 from wdanalysis.checkpoints.storage import Progress, read_json
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
+from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, OutputError
 from wdanalysis.merging.merged_weights import merged_blocks, row_ranges, wide_blocks, widened
 from wdanalysis.writing import appearing_folder, free_bytes, plain_errors
@@ -87,6 +88,7 @@ def merge(
     dtype: DType = "keep",
     force: bool = False,
     alpha: float | None = None,
+    dora_axis: Axis | None = None,
     progress: Progress | None = None,
 ) -> Merged:
     """Write the model that a base and its adapter are together, as a folder that transformers loads.
@@ -107,6 +109,8 @@ def merge(
         Whether a model that is in `out` is replaced.
     alpha
         LoRA's α for an adapter that has no `adapter_config.json`.
+    dora_axis
+        The axis of its magnitudes, where neither their shape nor their writer tells it.
     progress
         Told after every block the bytes written and the bytes to write.
 
@@ -134,7 +138,7 @@ def merge(
             [2., 2., 2.]])}
     """
     out = Path(out)
-    base_model, tuned = open_checkpoint(base), open_checkpoint(adapter, alpha=alpha)
+    base_model, tuned = open_checkpoint(base), open_checkpoint(adapter, alpha=alpha, dora_axis=dora_axis)
     _check_mergeable(base_model, tuned)
     recipe = _Planning(base_model, tuned, dtype).recipe()
     _check_free(out, [base_model.path, tuned.path], force=force)

@@ -65,6 +65,8 @@ class Options:
     layers: list[int] | None = None
     steps: list[int] | None = None
     alpha: float | None = None
+    dora_axis: str | None = None
+    applied_as: str | None = None
     diagnostics: bool | None = None
     spectra: bool | None = None
     geometry: dict[str, Any] | None = None
@@ -239,6 +241,8 @@ _LEFT_OUT_IF_UNKNOWN = frozenset(
         "live",
         "diagnostics",
         "spectra",
+        "applied_as",
+        "dora_axis",
         "geometry",
         "measure",
         "run",

@@ -9,16 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from wdanalysis.checkpoints.adapters import peft_formulas, peft_general, peft_lora, peft_vera, unsupported
+from wdanalysis.checkpoints.adapters import (
+    kohya,
+    peft_formulas,
+    peft_general,
+    peft_lora,
+    peft_vera,
+    unsupported,
+)
 from wdanalysis.checkpoints.adapters.formats import Adapter, AdapterFormat, AdapterSource
 from wdanalysis.checkpoints.adapters.peft_config import check_readable, peft_type
 from wdanalysis.checkpoints.tensors import Checkpoint, StoredTensor
+from wdanalysis.decomposition import Axis
 
 __all__ = ["FORMATS", "Adapter", "AdapterFormat", "AdapterSource", "is_adapter", "read_adapter"]
 
 FORMATS: tuple[AdapterFormat, ...] = (
+    kohya.FORMAT,
     *unsupported.FORMATS,
     peft_vera.FORMAT,
     *peft_formulas.FORMATS,
@@ -40,6 +50,9 @@ def read_adapter(
     config: Mapping[str, Any] | None,
     alpha: float | None,
     base: Checkpoint | None = None,
+    *,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    dora_axis: Axis | None = None,
 ) -> Adapter:
     """Sort an adapter's tensors into updates and tensors that replace those of the base.
 
@@ -55,6 +68,8 @@ def read_adapter(
         The scale's numerator where `config` is None; not used otherwise, nor by VeRA, which has no scale.
     base
         The model that the adapter is applied to, where it is known.
+    metadata, dora_axis
+        As in `AdapterSource`.
 
     Raises
     ------
@@ -63,7 +78,8 @@ def read_adapter(
     """
     if config is not None:
         check_readable(path, config)
-    return _format_of(tensors, config).read(AdapterSource(path, tensors, config, alpha, base))
+    source = AdapterSource(path, tensors, config, alpha, base, metadata, dora_axis)
+    return _format_of(tensors, config).read(source)
 
 
 def _format_of(names: Iterable[str], config: Mapping[str, Any] | None) -> AdapterFormat:

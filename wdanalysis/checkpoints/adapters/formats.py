@@ -16,6 +16,7 @@ from wdanalysis.checkpoints.dtypes import FLOATS, widen
 from wdanalysis.checkpoints.model import Model, describe
 from wdanalysis.checkpoints.names import NameIndex
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
+from wdanalysis.decomposition import Axis
 
 Weight: TypeAlias = NDArray[np.float64]
 Formula: TypeAlias = Callable[[Weight], Weight]
@@ -41,6 +42,10 @@ class AdapterSource:
         The scale's numerator as the user gives it, for an adapter that does not bring its own.
     base
         The model that it is to be applied to, where it is known: an adapter may be read alone, to be inspected.
+    metadata
+        safetensors' `__metadata__`.
+    dora_axis
+        The axis of its magnitudes as the user gives it, where neither their shape nor their writer tells it.
     """
 
     path: Path
@@ -48,6 +53,8 @@ class AdapterSource:
     config: Mapping[str, Any] | None
     alpha: float | None
     base: Checkpoint | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    dora_axis: Axis | None = None
 
     def base_tensor(self, module: str) -> StoredTensor | None:
         """Return the base's weight of a module, or the parameter of this name; None where it is not known."""

@@ -11,7 +11,6 @@ from wdanalysis.errors import CheckpointError
 
 KEYS: Mapping[str, str] = MappingProxyType(
     {
-        r"\.lora_(down|up|mid)\.weight$": "kohya",
         r"^(?!base_model\.).*\.hada_w[12]_": "LoHa",
         r"^(?!base_model\.).*\.lokr_w[12]": "LoKr",
         r"^(?!base_model\.).*\.oft_(blocks|diag)\b": "OFT",
