@@ -141,6 +141,13 @@ def test_projections_that_were_not_saved_are_drawn_again_from_their_seed(
         assert row.delta_d == pytest.approx(wd.delta_d(w0, w), rel=1e-6), row.name
 
 
+def test_a_seed_without_scaling_vectors_is_refused(adapter: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({"base_model.vera_A": tensors["base_model.vera_A"]}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds no vera_lambda_b and vera_lambda_d"):
+        open_checkpoint(adapter)
+
+
 def test_projections_without_their_seed_are_asked_for(adapter: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file(

@@ -105,6 +105,10 @@ def _drawn(
         )
     rank = max((vector.size for match, vector in vectors if match["side"] == "d"), default=0)
     outputs = max((vector.size for match, vector in vectors if match["side"] == "b"), default=0)
+    if not rank or not outputs:
+        raise CheckpointError(
+            f"{source.path} holds no vera_lambda_b and vera_lambda_d; save the adapter again."
+        )
     like = vectors[0][1]
     if source.base is None:
         return {
