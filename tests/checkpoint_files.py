@@ -66,9 +66,10 @@ def write_lora(
     *,
     targets: tuple[str, ...] = ("q_proj", "v_proj"),
     r: int = 2,
+    seed: int = 2,
 ) -> Path:
     """A PEFT LoRA adapter."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, weight in weights.items():
         module = name.removesuffix(".weight")

@@ -322,7 +322,7 @@ def test_ctrl_c_keeps_the_rows_measured_so_far(base: Path, tmp_path: Path) -> No
     base = write(tmp_path / "base.safetensors", llama(layers=40))
     calls = iter(range(1000))
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(phase: str, done: int, total: int) -> None:
         if next(calls) == 9:
             raise KeyboardInterrupt
 
@@ -339,7 +339,7 @@ def test_ctrl_c_keeps_the_rows_measured_so_far(base: Path, tmp_path: Path) -> No
 def test_progress_ends_at_the_bytes_of_the_compared_matrices(base: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     tuned = write(tmp_path / "ft.safetensors", moved(llama()))
-    wd.compare(base, tuned, modules="q", progress=lambda done, total: told.append((done, total)))
+    wd.compare(base, tuned, modules="q", progress=lambda phase, done, total: told.append((done, total)))
     assert told[0] == (0, 2 * 3 * 8 * 8 * 4)
     assert told[-1] == (told[0][1],) * 2
     assert np.all(np.diff([done for done, _ in told]) >= 0)
@@ -378,7 +378,7 @@ def test_saving_refuses_to_replace_results_unless_told(base: Path, tmp_path: Pat
         compared.save(tmp_path / "out")
     assert refused.value.parameter == "force"
     compared.save(tmp_path / "out", figures=["heatmap"], force=True)
-    assert [path.name for path in (tmp_path / "out" / "figures").iterdir()] == ["heatmap_ft.png"]
+    assert [path.name for path in (tmp_path / "out" / "figures").glob("*.png")] == ["heatmap.png"]
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
@@ -473,7 +473,7 @@ def test_ctrl_c_before_the_first_matrix_is_done(
 
 def test_a_checkpoint_that_vanishes_in_mid_run_loses_nothing(base: Path, tmp_path: Path) -> None:
     ft = write(tmp_path / "ft.safetensors", moved(llama()))
-    compared = wd.compare(base, ft, progress=lambda done, _: ft.unlink(missing_ok=True) if done else None)
+    compared = wd.compare(base, ft, progress=lambda _, done, __: ft.unlink(missing_ok=True) if done else None)
     assert compared.run.inputs["ft"][0].files[0].bytes > 0
 
 
@@ -508,7 +508,7 @@ def test_tables_are_whole_where_drawing_fails(
     monkeypatch.undo()
     assert redraw(tmp_path / "out", figures=["heatmap"])
     outputs = json.loads((tmp_path / "out" / "run.json").read_text())["outputs"]
-    assert "figures/heatmap_ft.png" in outputs
+    assert "figures/heatmap.png" in outputs
     compared.save(tmp_path / "out", figures=[], force=True)
     assert not list((tmp_path / "out" / "figures").iterdir())
 
@@ -538,7 +538,7 @@ def test_a_table_alone_makes_a_comparison(base: Path, tmp_path: Path, axis: str)
     metrics = wd.compare(base, write_steps(tmp_path / "ft", llama()), axis=axis).metrics
     alone = wd.Comparison(metrics)
     assert alone.axis == axis
-    assert f"(axis = {axis})" in alone._repr_html_()
+    assert f"axis {axis};" in alone._repr_html_()
     assert alone.skipped.empty
     alone.save(tmp_path / "out", figures=[])
     pd.testing.assert_frame_equal(wd.Comparison.load(tmp_path / "out").metrics, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -49,6 +50,31 @@ def test_it_names_no_path_of_the_machine_that_ran_it(path: Path) -> None:
         for output in cell.get("outputs", [])
     ]
     assert not [text for text in shown if machine_paths(text)]
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_every_number_that_its_prose_gives_is_in_its_code_or_its_outputs(path: Path) -> None:
+    cells = read(path).cells
+    prose = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    shown = " ".join(
+        cell.source
+        + "".join(
+            output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell.outputs
+        )
+        for cell in cells
+        if cell.cell_type == "code"
+    )
+    known = [float(number) for number in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", shown.replace("−", "-"))]
+    for number in re.findall(r"(?<![\w.])[+-]?\d+\.\d+", prose.replace("−", "-")):
+        digits = len(number.split(".")[1])
+        assert any(round(value, digits) == float(number) for value in known), number
+
+
+def test_charts_to_explore_are_left_to_the_readers_own_run() -> None:
+    (cell,) = [cell for cell in read(ALL[0]).cells if cell.source.endswith(".explore()")]
+    (output,) = cell.outputs
+    assert list(output["data"]) == ["text/plain"]
+    assert output["data"]["text/plain"].startswith("<Linked charts of FT, DoRA: q, v")
 
 
 def test_all_together_are_small() -> None:

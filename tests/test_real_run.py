@@ -40,7 +40,7 @@ def test_the_command_gives_the_numbers_of_the_plain_script(
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert figures == sorted(
         [f"{kind}_{module}.png" for kind in ("scatter", "layers", "trajectory") for module in ("q", "v")]
-        + [f"heatmap_{method}.png" for method in ("ft", "lora", "dora")]
+        + ["heatmap.png", "figure2.png", "figure8.png", "captions.md"]
         + [f"prediction_{module}.png" for module in ("q", "v")]
     )
     run = json.loads((tmp_path / "out" / "run.json").read_text())

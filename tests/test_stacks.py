@@ -102,9 +102,9 @@ def test_figures_pool_stacks_on_the_scatter_and_keep_them_apart_by_layer(
     merged = wd.compare(base, {"FT": ft}, modules="q", merge_stacks=True)
     written = {path.name for path in merged.save(tmp_path / "out", report=False)}
     by_layer = {f"layers_{stack}.q.png" for stack in ("encoder", "decoder", "cross")}
-    drawn = {"scatter_q.png", "trajectory_q.png", "heatmap_FT.png"} | by_layer
+    drawn = {"scatter_q.png", "trajectory_q.png", "heatmap.png"} | by_layer
     assert drawn == {name for name in written if name.endswith(".png")}
-    shown = merged.heatmap("FT").axes[0]
+    shown = merged.heatmap(methods="FT").axes[0]
     labels = {label.get_text() for label in shown.get_yticklabels()}
     assert {"encoder.q", "decoder.q", "cross.q"} <= labels
     with pytest.raises(ComparisonError, match=r"no module 'q'.*encoder\.q"):
@@ -116,13 +116,22 @@ def test_figures_pool_stacks_on_the_scatter_and_keep_them_apart_by_layer(
     assert set(read["stack"]) == {"encoder", "decoder", "cross"}
 
 
+def test_vectors_of_merged_stacks_are_saved(paths: tuple[Path, Path], tmp_path: Path) -> None:
+    base, ft = paths
+    merged = wd.compare(base, {"FT": ft}, modules="q", merge_stacks=True, vectors=True)
+    merged.save(tmp_path / "out", figures=[], report=False)
+    kept = wd.Comparison.load(tmp_path / "out").vectors
+    assert kept is not None
+    assert len(kept.read()) == merged.metrics["vectors"].sum()
+
+
 def test_saved_tables_that_keep_stacks_apart_are_drawn_together(
     paths: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, ft = paths
     wd.compare(base, {"FT": ft}, modules="q").save(tmp_path / "out", figures=[], report=False)
     drawn = redraw(tmp_path / "out", figures=["scatter"], merge_stacks=True)
-    assert [path.name for path in drawn] == ["scatter_q.png"]
+    assert [path.name for path in drawn] == ["scatter_q.png", "captions.md"]
     assert set(wd.Comparison.load(tmp_path / "out").modules) == {"encoder.q", "decoder.q", "cross.q"}
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from wdanalysis.checkpoints import open_checkpoint, open_series
-from wdanalysis.checkpoints.model import base_mismatch
+from wdanalysis.checkpoints.base_identity import base_mismatch
 from wdanalysis.checkpoints.schedules import Schedule, find_schedule
-from wdanalysis.checkpoints.series import joined, of_steps, with_common_steps
+from wdanalysis.checkpoints.series import by_run, joined, of_steps, with_common_steps
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, Series
 from wdanalysis.decomposition import Axis
@@ -25,7 +25,7 @@ from wdanalysis.measure.plan import Plan, plan
 from wdanalysis.measure.rows import MatrixChange
 from wdanalysis.measure.stream import stream
 from wdanalysis.results import folder
-from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, inputs_of, versions
+from wdanalysis.results.provenance import Matrices, Options, Run, Seconds, Unfinished, inputs_of, versions
 from wdanalysis.results.vectors import Vectors, VectorsFile
 from wdanalysis.writing import encodable
 
@@ -34,12 +34,27 @@ if TYPE_CHECKING:
 
     from wdanalysis.analysis.findings import Findings
     from wdanalysis.figures import Figure
+    from wdanalysis.figures.kinds import Look, Title
+    from wdanalysis.figures.selection import Names
+    from wdanalysis.figures.style import AxLike, Cmap, FigSize
     from wdanalysis.measure.geometry import GeometryOptions
     from wdanalysis.measure.spectra import Spectra
+    from wdanalysis.report import Explorer
 
 PathLike: TypeAlias = str | Path
 Named: TypeAlias = tuple[str | None, PathLike]
 """A method's name and a path of it; None: the path's own name."""
+
+
+Phases: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being done (`PHASES`), how much of it is done, and how much there is to do."""
+
+ONE_STACK = "merge_stacks changes nothing: the model has one stack"
+
+PHASES = ("reading", "singular values", "writing tables", "drawing", "writing report")
+"""What takes time: bytes are read, matrices decomposed, figures drawn."""
+
+READING, SINGULAR_VALUES, TABLES, DRAWING, REPORT = PHASES
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,7 +65,7 @@ class Interrupted(KeyboardInterrupt):
         self.comparison = comparison
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """ΔM and ΔD of every compared matrix, and how they came about.
 
@@ -189,7 +204,7 @@ class Comparison:
         Examples
         --------
         >>> run.readings().query("rule == 'trend'")["sentence"].iloc[0]
-        'No clear trend across layers at the same step: r = −0.64 [−0.94, +0.20], 10 layers; q = 0.152 over 4 panels.'
+        'No clear trend across layers at the same step: r = −0.64 [−0.93, +0.15], 10 layers; q = 0.563 over 4 panels.'
         """
         return self._findings.readings.copy()
 
@@ -211,8 +226,22 @@ class Comparison:
         """
         return self._findings.predictions.copy()
 
-    def scatter(self, module: str, **options: Any) -> Figure:
-        """ΔM over ΔD, a panel a method (Figures 2 and 7). Options as in `wdanalysis.figures.scatter`.
+    def scatter(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        x: str = "delta_d",
+        y: str = "delta_m",
+        step: int | None = None,
+        share_axes: bool | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """ΔM over ΔD, a panel a method (Figures 2 and 7); see `wdanalysis.figures.scatter`.
 
         Examples
         --------
@@ -221,11 +250,73 @@ class Comparison:
         """
         from wdanalysis import figures
 
-        beside = {"correlations": self._findings.correlations, "readings": self._findings.readings}
-        return figures.scatter(self.metrics, module, **beside | options)
+        return figures.scatter(
+            self.metrics,
+            modules,
+            methods=methods,
+            x=x,
+            y=y,
+            step=step,
+            share_axes=share_axes,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+            correlations=self._findings.correlations,
+            readings=self._findings.readings,
+        )
 
-    def layers(self, module: str, **options: Any) -> Figure:
-        """ΔM and ΔD by layer (Figures 3 and 8). Options as in `wdanalysis.figures.layers`.
+    def figure2(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        share_axes: bool | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """The paper's Figures 2 and 7 on one page, stacks together; see `wdanalysis.figures.figure2`.
+
+        Examples
+        --------
+        >>> figure = run.figure2()
+        >>> figure.savefig(tmp / "figure2.png")
+        """
+        from wdanalysis import figures
+
+        return figures.figure2(
+            self.metrics,
+            modules,
+            methods=methods,
+            step=step,
+            share_axes=share_axes,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+            correlations=self._findings.correlations,
+            readings=self._findings.readings,
+        )
+
+    def layers(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """ΔM and ΔD by layer (Figures 3 and 8); see `wdanalysis.figures.layers`.
 
         Examples
         --------
@@ -234,10 +325,63 @@ class Comparison:
         """
         from wdanalysis import figures
 
-        return figures.layers(self.metrics, module, **options)
+        return figures.layers(
+            self.metrics,
+            modules,
+            methods=methods,
+            step=step,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
 
-    def trajectory(self, module: str, **options: Any) -> Figure:
-        """ΔM and ΔD by training step. Options as in `wdanalysis.figures.trajectory`.
+    def figure8(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """The paper's Figures 3 and 8 on one page, stacks together; see `wdanalysis.figures.figure8`.
+
+        Examples
+        --------
+        >>> figure = run.figure8()
+        >>> figure.savefig(tmp / "figure8.png")
+        """
+        from wdanalysis import figures
+
+        return figures.figure8(
+            self.metrics,
+            modules,
+            methods=methods,
+            step=step,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
+
+    def trajectory(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """ΔM and ΔD by training step; see `wdanalysis.figures.trajectory`.
 
         Examples
         --------
@@ -246,71 +390,156 @@ class Comparison:
         """
         from wdanalysis import figures
 
-        return figures.trajectory(self.metrics, module, **options)
+        return figures.trajectory(
+            self.metrics,
+            modules,
+            methods=methods,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
 
-    def heatmap(self, method: str, **options: Any) -> Figure:
-        """ΔM and ΔD by layer and module. Options as in `wdanalysis.figures.heatmap`.
+    def heatmap(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        log: bool | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """ΔM and ΔD by layer and module, a row a method; see `wdanalysis.figures.heatmap`.
 
         Examples
         --------
-        >>> figure = run.heatmap("dora")
+        >>> figure = run.heatmap(methods="dora")
         >>> figure.savefig(tmp / "heatmap.png")
         """
         from wdanalysis import figures
 
-        return figures.heatmap(self.metrics, method, **options)
+        return figures.heatmap(
+            self.metrics,
+            modules,
+            methods=methods,
+            step=step,
+            log=log,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
 
-    def prediction(self, module: str) -> Figure:
+    def prediction(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
         """What the runs' schedules predict against what was observed; see `wdanalysis.figures.prediction`."""
         from wdanalysis import figures
 
-        return figures.prediction(self._drawn_table("predictions"), module)
+        return figures.prediction(
+            self._findings.predictions,
+            modules,
+            methods=methods,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+        )
 
-    def steps(self, module: str) -> Figure:
+    def steps(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
         """Over all choices of four steps, the pooled r; see `wdanalysis.figures.steps`."""
         from wdanalysis import figures
 
-        choices = self._drawn_table("step_choices")
-        return figures.steps(choices, module, correlations=self._findings.correlations)
+        return figures.steps(
+            self._findings.step_choices,
+            modules,
+            methods=methods,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+            correlations=self._findings.correlations,
+        )
 
-    def density(self, module: str, **options: Any) -> Figure:
-        """The vectors behind ΔM and ΔD, where they were kept. Options as in `wdanalysis.figures.density`."""
-        import pandas as pd
-
+    def density(
+        self,
+        modules: Names = None,
+        *,
+        methods: Names = None,
+        step: int | None = None,
+        cmap: Cmap | None = None,
+        title: Title = "short",
+        ax: AxLike | None = None,
+        figsize: FigSize | None = None,
+    ) -> Figure:
+        """The vectors behind ΔM and ΔD, where they were kept; see `wdanalysis.figures.density`."""
         from wdanalysis import figures
 
-        kept = self.vectors
         return figures.density(
-            pd.DataFrame() if kept is None else kept.read(module=module), module, **options
+            self._kept_vectors(modules),
+            modules,
+            methods=methods,
+            step=step,
+            cmap=cmap,
+            title=title,
+            ax=ax,
+            figsize=figsize,
+            metrics=self.metrics,
         )
+
+    def _kept_vectors(self, modules: Names) -> pd.DataFrame:
+        """The vectors of one module or of all; without rows where they were not kept."""
+        import pandas as pd
+
+        if self.vectors is None:
+            return pd.DataFrame()
+        return self.vectors.read(module=modules if isinstance(modules, str) else None)
 
     def _tables(self) -> dict[str, pd.DataFrame]:
         """Every table that figures are drawn from, by name; those that this comparison lacks are left out."""
-        from wdanalysis.figures.kinds import TABLES
-
-        found = {name: getattr(self._findings, name, None) for name in TABLES if name != "vectors"}
-        found["vectors"] = self._last_vectors()
-        return {name: table for name, table in found.items() if table is not None}
+        found = self._findings
+        tables = {
+            "metrics": found.metrics,
+            "correlations": found.correlations,
+            "readings": found.readings,
+            "predictions": found.predictions,
+            "step_choices": found.step_choices,
+        }
+        vectors = self._last_vectors()
+        return tables if vectors is None else {**tables, "vectors": vectors}
 
     def _last_vectors(self) -> pd.DataFrame | None:
-        """The vectors at each method's last step, where they were kept."""
+        """The vectors at the last step that all runs of a method have, where they were kept."""
         import pandas as pd
 
-        kept = self.vectors
-        if kept is None or self.metrics.empty:
+        kept, metrics = self.vectors, self._findings.averaged
+        if kept is None or metrics.empty:
             return None
-        last = self.metrics.groupby("method", sort=False)["step"].max()
+        last = metrics.groupby("method", sort=False)["step"].max()
         parts: list[pd.DataFrame] = [
             kept.read(str(method), step=None if pd.isna(step) else int(step)) for method, step in last.items()
         ]
         return pd.concat(parts, ignore_index=True)
-
-    def _drawn_table(self, name: str) -> pd.DataFrame:
-        """A table that a figure shows; without rows where there is none."""
-        import pandas as pd
-
-        table = getattr(self._findings, name, None)
-        return pd.DataFrame() if table is None else table
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML file that holds everything: readings, charts to explore, tables, and provenance.
@@ -339,18 +568,17 @@ class Comparison:
         """
         from wdanalysis import report
 
-        return report.write(Path(path), self._findings, self.run, self.spectra, self.geometry)
+        return report.write(Path(path), self._findings, self.run.finished(), self.spectra, self.geometry)
 
     def save(
         self,
         directory: str | Path,
         *,
         figures: Iterable[str] | None = None,
-        format: str = "png",
+        look: Look | None = None,
         force: bool = False,
         report: bool = True,
-        x: str = "delta_d",
-        y: str = "delta_m",
+        progress: Phases | None = None,
     ) -> list[Path]:
         """Write tables, provenance, figures and the HTML report into a folder; each file appears whole or not at all.
 
@@ -361,14 +589,14 @@ class Comparison:
         figures
             Which of `wdanalysis.figures.kinds.KINDS` (``scatter``, ``layers`` …); None writes all, an empty list none.
             A kind that nothing is there to draw for writes none.
-        format
-            ``png``, ``pdf`` or ``svg``.
+        look
+            How figures are drawn: format, style, size, title and more (`wdanalysis.figures.Look`).
         force
             Replace the results that are in the folder; other files in it stay.
         report
             Whether to write ``report.html``, where the extra `report` is installed.
-        x, y
-            What the scatter shows, of `wdanalysis.figures.kinds.QUANTITIES`.
+        progress
+            Called with ``"drawing"`` …, what is done of it, and how much there is.
 
         Returns
         -------
@@ -388,27 +616,34 @@ class Comparison:
         """
         from wdanalysis import report as page
         from wdanalysis.figures import batch
-        from wdanalysis.figures.kinds import KINDS
+        from wdanalysis.figures.kinds import KINDS, Look
 
-        directory = Path(directory)
-        kinds = KINDS if figures is None else figures
-        tables = self._tables()
-        planned = batch.planned_figures(tables, kinds, format, x=x, y=y)
+        directory, look = Path(directory), look or Look()
+        kinds = list(KINDS if figures is None else figures)
         folder.check_free(directory, force=force)
-        with batch.drawing(tables, planned, directory / folder.FIGURES, format=format) as finish:
+        tell = _telling(progress)
+        tell(TABLES, 0, 1)
+        tables = self._tables()
+        planned = batch.planned_figures(tables, kinds, look)
+        _warn_of_missing(kinds, {figure.kind for figure in planned}, tables)
+        to_do = Unfinished(figures=kinds, look=dataclasses.asdict(look), report=report)
+        drawn_of = partial(tell, DRAWING)
+        with batch.drawing(tables, planned, directory / folder.FIGURES, look, drawn_of) as finish:
 
             def others() -> list[Path]:
+                tell(TABLES, 1, 1)
                 with _tables_are_whole(directory):
-                    pages = (
-                        [self.report(directory / folder.REPORT_HTML)]
-                        if report and page.is_available()
-                        else []
-                    )
+                    pages = self._pages(directory, tell) if report and page.is_available() else []
                     return [*finish(), *pages]
 
-            return folder.save(
-                directory, self._findings, self.run, self.spectra, self.geometry, self.vectors, others=others
-            )
+            found = (self._findings, self.run, self.spectra, self.geometry, self.vectors)
+            return folder.save(directory, *found, others=others, to_do=to_do)
+
+    def _pages(self, directory: Path, tell: Phases) -> list[Path]:
+        tell(REPORT, 0, 1)
+        written = [self.report(directory / folder.REPORT_HTML)]
+        tell(REPORT, 1, 1)
+        return written
 
     @classmethod
     def load(cls, directory: str | Path) -> Comparison:
@@ -428,50 +663,97 @@ class Comparison:
         saved = folder.load(Path(directory))
         return cls(saved.metrics, saved.run, saved.spectra, saved.schedules, saved.geometry, saved.vectors)
 
+    def explore(self, height: int = 800) -> Explorer:
+        """Return the linked charts of the report, for a notebook to show: drag over points in one, see them in all.
+
+        Parameters
+        ----------
+        height
+            Of the charts' frame, in pixels.
+
+        Raises
+        ------
+        OutputError
+            Bokeh is not installed.
+
+        Examples
+        --------
+        >>> run.explore()
+        <Linked charts of ft, dora: q, v; 10 layers; steps 60–240; axis out; 160 rows; a notebook shows them, and \
+report(path) writes them for a browser>
+        """
+        from wdanalysis import report
+
+        page = report.render(self._findings, self.run, self.spectra, self.geometry)
+        return report.Explorer(page, report.in_words(self._findings), height)
+
+    def __repr__(self) -> str:
+        from wdanalysis import report
+
+        return f"<Comparison of {report.in_words(self._findings)}>"
+
     def _repr_html_(self) -> str:
-        """What Jupyter shows: the summary, what was skipped, and the warnings."""
-        features = {"out": "one vector per output feature", "in": "one vector per input feature"}
-        lines = [
-            f"{len(self.metrics)} rows, {features.get(self.axis, 'vectors')} (axis = {self.axis})",
-            *([f"{len(self.run.skipped)} left out; see <code>.skipped</code>"] if self.run.skipped else []),
-            *(html.escape(warning) for warning in self.warnings),
-        ]
-        table = self.summary().to_html(index=False, na_rep="", float_format="{:.3g}".format)
-        return table + "".join(f"<p>{line}</p>" for line in lines)
+        """What a notebook shows: summary, a scatter, readings and warnings."""
+        from wdanalysis import report
+
+        return report.cell(self._findings, self.run)
 
 
 def redraw(
     directory: Path,
     *,
-    figures: Iterable[str],
-    format: str = "png",
-    x: str = "delta_d",
-    y: str = "delta_m",
+    figures: Iterable[str] | None = None,
+    look: Look | None = None,
     merge_stacks: bool = False,
+    progress: Phases | None = None,
 ) -> list[Path]:
-    """Draw the figures of saved results again, replacing those of the same name.
+    """Draw the figures of saved results again, replacing those of the same name, and finish results that are not whole.
 
-    `merge_stacks` draws encoder, decoder and cross-attention on one panel, also where the tables have them apart.
+    Parameters
+    ----------
+    directory
+        Where the results are.
+    figures, look
+        As for `Comparison.save`. None: of results that are not finished what they were to have, else all as usual.
+    merge_stacks
+        Draws encoder, decoder and cross-attention on one panel, also where the tables have them apart.
+    progress
+        As for `Comparison.save`.
+
+    Returns
+    -------
+    list of Path
+        The figures and their captions; and the report, where it was still to be written.
 
     Raises
     ------
     OutputError
         There are no results, or the folder cannot be written.
     """
+    from wdanalysis import report as page
     from wdanalysis.analysis.table import merged_stacks
-    from wdanalysis.figures.batch import save_figures
+    from wdanalysis.figures.batch import drawing, planned_figures
+    from wdanalysis.figures.kinds import KINDS, Look
 
-    comparison = Comparison.load(directory)
-    metrics = merged_stacks(comparison.metrics) if merge_stacks else comparison.metrics
-    with _tables_are_whole(directory):
-        tables = {**comparison._tables(), "metrics": metrics}
-        drawn = save_figures(tables, directory / folder.FIGURES, kinds=figures, format=format, x=x, y=y)
-    folder.add(directory, comparison.run, drawn)
-    return drawn
+    saved, tell = Comparison.load(directory), _telling(progress)
+    to_do = saved.run.unfinished or Unfinished(figures=tuple(KINDS))
+    kinds = list(to_do.figures if figures is None else figures)
+    look = look or Look(**to_do.look)
+    shown = dataclasses.replace(saved, metrics=merged_stacks(saved.metrics)) if merge_stacks else saved
+    if merge_stacks and shown.metrics["stack"].nunique() < 2:
+        warnings.warn(ONE_STACK, stacklevel=2)
+    tables = shown._tables()
+    planned = planned_figures(tables, kinds, look)
+    _warn_of_missing(kinds, {figure.kind for figure in planned}, tables)
+    with drawing(tables, planned, directory / folder.FIGURES, look, partial(tell, DRAWING)) as finish:
+        pages = saved._pages(directory, tell) if to_do.report and page.is_available() else []
+        written = [*finish(), *pages]
+    folder.add(directory, saved.run, written, finishes=True)
+    return written
 
 
 def rewrite_report(directory: Path) -> Path:
-    """Write the page of saved results, replacing the one that is there.
+    """Write the page of saved results, replacing the one that is there; warn of results that lack more than it.
 
     Raises
     ------
@@ -480,8 +762,32 @@ def rewrite_report(directory: Path) -> Path:
     """
     comparison = Comparison.load(directory)
     written = comparison.report(directory / folder.REPORT_HTML)
+    if lacking := comparison.run.unfinished:
+        warnings.warn(f"the results in {directory} are not finished: {lacking.how}", stacklevel=2)
     folder.add(directory, comparison.run, [written])
     return written
+
+
+def _telling(progress: Phases | None) -> Phases:
+    return progress or (lambda phase, done, total: None)
+
+
+def _warn_of_missing(
+    kinds: Collection[str], planned: Collection[str], tables: Mapping[str, pd.DataFrame]
+) -> None:
+    """Warn of kinds of figures that were asked for by name and have nothing to show."""
+    from wdanalysis.figures.kinds import KINDS
+
+    for kind in kinds:
+        if kind not in planned and len(kinds) < len(KINDS):
+            table = KINDS[kind].table
+            empty = table not in tables or tables[table].empty
+            lack = (
+                f"this comparison has no {table.replace('_', ' ')}"
+                if empty
+                else "it needs several layers, steps or modules"
+            )
+            warnings.warn(f"no {kind} is drawn: {lack}", stacklevel=3)
 
 
 @contextmanager
@@ -489,9 +795,11 @@ def _tables_are_whole(directory: Path) -> Iterator[None]:
     """Say of what hinders drawing that the tables are there."""
     try:
         yield
-    except OutputError as error:
+    except (OutputError, ComparisonError) as error:
         raise OutputError(
-            f"{error} The tables there are whole; `wd-analyze plot {directory}` draws the figures from them."
+            f"{str(error).rstrip('.')}. The tables there are whole; `{folder.finishing(directory)}` draws the figures "
+            "from them.",
+            parameter=error.parameter,
         ) from error
 
 
@@ -511,8 +819,7 @@ def compare(
     geometry: bool | GeometryOptions = False,
     merge_stacks: bool = False,
     vectors: bool = False,
-    progress: Progress | None = None,
-    spectra_progress: Progress | None = None,
+    progress: Phases | None = None,
 ) -> Comparison:
     """Measure ΔM (Eq. 3) and ΔD (Eq. 4) of every tuned checkpoint against the base.
 
@@ -539,7 +846,7 @@ def compare(
         LoRA's α for adapter files without their `adapter_config.json`.
     schedule
         The runs' learning rates and weight decay, for `Comparison.predictions`: one for all methods, or one by the name
-        of a method. None, and for a method without one: what the files beside its checkpoints tell
+        of a method. None, and for a method without one: what the files beside each run's checkpoints tell
         (`training.json` with `losses.csv`, or `trainer_state.json`).
     weight_decay
         Of runs whose files tell learning rates and no weight decay (`trainer_state.json`); None takes 0.
@@ -557,9 +864,8 @@ def compare(
         Whether to keep what each vector did (`Comparison.vectors`): about 10 bytes a vector, in a temporary file until
         it is saved.
     progress
-        Called with the bytes read and the bytes to read.
-    spectra_progress
-        Called with the matrices whose singular values or geometry are taken and the number of all.
+        Called with ``"reading"``, the bytes read and the bytes to read; then with ``"singular values"``, the matrices
+        whose singular values or geometry are taken, and the number of all.
 
     Returns
     -------
@@ -587,11 +893,15 @@ def compare(
         raise ValueError(
             f"axis is 'out' (a vector per output feature) or 'in' (per input feature), not {axis!r}"
         )
-    started = time.time()
+    started, tell = time.time(), _telling(progress)
     layers = None if layers is None else sorted(set(layers))
     base_checkpoint = open_checkpoint(base)
     methods = _open_methods(_named_paths(tuned), alpha=alpha, steps=steps)
-    _refuse_runs(methods, {"spectra": spectra, "geometry": bool(geometry), "vectors": vectors})
+    if alpha is not None and not _any_adapter(methods):
+        raise ComparisonError(
+            "alpha is that of adapters, and none is compared: leave it out", parameter="alpha"
+        )
+    known, on_schedules = _schedules(methods, schedule, weight_decay)
     planned = plan(base_checkpoint, methods, modules=modules, layers=layers)
     inputs = {
         "BASE": inputs_of([base_checkpoint]),
@@ -604,7 +914,7 @@ def compare(
         keep = None if file is None else file.add
         try:
             for measured in stream(
-                planned, axis, diagnostics=diagnostics, keep_vectors=keep, progress=progress
+                planned, axis, diagnostics=diagnostics, keep_vectors=keep, progress=partial(tell, READING)
             ):
                 rows.extend(measured)
         except KeyboardInterrupt:
@@ -612,7 +922,7 @@ def compare(
     measured_at = time.time()
     whole = _WholeMatrices(spectra=spectra, geometry=geometry)
     if complete and whole.takers:
-        complete = whole.observe(planned, spectra_progress)
+        complete = whole.observe(planned, partial(tell, SINGULAR_VALUES))
     seconds = Seconds(
         open=round(opened - started, 3),
         measure=round(measured_at - opened, 3),
@@ -621,9 +931,10 @@ def compare(
     from wdanalysis.analysis.prediction import schedule_table
     from wdanalysis.analysis.table import keep_changed, merged_stacks, metrics_table
 
-    known, on_schedules = _schedules(methods, schedule, weight_decay)
-    metrics, warnings = keep_changed(metrics_table(rows, list(methods)), planned)
+    metrics, on_metrics = keep_changed(metrics_table(rows, list(methods)), planned)
     metrics = merged_stacks(metrics) if merge_stacks else metrics
+    if merge_stacks and metrics["stack"].nunique() < 2:
+        on_metrics = [*on_metrics, ONE_STACK]
     run = Run(
         versions=versions(),
         options=Options(
@@ -643,15 +954,13 @@ def compare(
         inputs=inputs,
         skipped=planned.skipped,
         warnings=tuple(
-            dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *warnings])
+            dict.fromkeys([*_notes(base_checkpoint, methods), *planned.notes, *on_schedules, *on_metrics])
         ),
         seconds=seconds,
         bytes_read=planned.nbytes,
     )
-    steps_of = zip(
-        metrics["method"], metrics["step"].astype(object).where(metrics["step"].notna(), None), strict=True
-    )
-    schedules = schedule_table(known, steps_of)
+    steps = metrics["step"].astype(object).where(metrics["step"].notna(), None)
+    schedules = schedule_table(known, zip(metrics["method"], metrics["run"], steps, strict=True))
     singular, geometry_table = whole.tables()
     comparison = Comparison(
         metrics,
@@ -666,34 +975,21 @@ def compare(
     return comparison
 
 
-def _refuse_runs(methods: Mapping[str, Series], wanted: Mapping[str, bool]) -> None:
-    """Refuse several runs of a method where what is wanted would mix them.
-
-    Raises
-    ------
-    ComparisonError
-        A method has several runs, and spectra, geometry or vectors are wanted.
-    """
-    for name, series in methods.items():
-        for what in (what for what, is_wanted in wanted.items() if is_wanted):
-            if len({checkpoint.run for checkpoint in series.checkpoints}) > 1:
-                raise ComparisonError(
-                    f"{name} has several runs, and {what} are taken of one: compare the runs as methods of their own",
-                    parameter=what,
-                )
+def _any_adapter(methods: Mapping[str, Series]) -> bool:
+    return any(checkpoint.is_adapter for series in methods.values() for checkpoint in series.checkpoints)
 
 
 def _schedules(
     methods: Mapping[str, Series],
     given: Schedule | Mapping[str, Schedule] | None,
     weight_decay: float | None,
-) -> tuple[dict[str, Schedule], list[str]]:
-    """The schedule of each method that has one, and sentences on what they lack.
+) -> tuple[dict[tuple[str, str], Schedule], list[str]]:
+    """The schedule of each method's run that has one, and sentences on what they lack.
 
     Raises
     ------
     ComparisonError
-        One is given for a method that is not compared.
+        One is given for a method that is not compared; or a weight decay, and nothing lacks it.
     """
     by_method = dict.fromkeys(methods, given) if isinstance(given, Schedule) else given or {}
     if unknown := sorted(by_method.keys() - methods.keys()):
@@ -701,22 +997,37 @@ def _schedules(
             f"a schedule is given for {unknown[0]}, which is not compared: the methods are {', '.join(methods)}",
             parameter="schedule",
         )
-    found = {method: by_method.get(method) or find_schedule(series) for method, series in methods.items()}
-    known = {method: schedule for method, schedule in found.items() if schedule is not None}
-    notes = [
-        f"{schedule.source} does not tell the weight decay of {method}: predictions from it take 0"
-        for method, schedule in known.items()
-        if schedule.weight_decay is None and weight_decay is None
-    ]
-    notes += [
-        f"the schedule of {method} ends at step {len(schedule.learning_rates)}: nothing is predicted beyond"
-        for method, schedule in known.items()
-        if any(
-            (checkpoint.step or 0) > len(schedule.learning_rates)
-            for checkpoint in methods[method].checkpoints
+    known: dict[tuple[str, str], Schedule] = {}
+    notes, all_tell = [], True
+    for method, series in methods.items():
+        for run, of_run in by_run(series).items():
+            schedule = by_method.get(method) or find_schedule(of_run)
+            if schedule is None:
+                continue
+            name = f"{method}, {run}" if run else method
+            tells = schedule.weight_decay is not None
+            all_tell = all_tell and tells
+            if not tells and weight_decay is None:
+                notes.append(
+                    f"{schedule.source} does not tell the weight decay of {name}: predictions from it take 0"
+                )
+            if tells and weight_decay is not None:
+                notes.append(f"{schedule.source} tells the weight decay of {name}: the one given is not used")
+            steps = [checkpoint.step for checkpoint in of_run.checkpoints]
+            if given and not any(step is not None for step in steps):
+                notes.append(f"nothing is predicted of {name}: no step of its checkpoints is known")
+            last = len(schedule.learning_rates)
+            if any((step or 0) > last for step in steps):
+                notes.append(f"the schedule of {name} ends at step {last}: nothing is predicted beyond")
+            known[method, str(encodable(run))] = schedule.with_decay(weight_decay)
+    if weight_decay is not None and all_tell:
+        raise ComparisonError(
+            "a weight decay is given, and "
+            + ("every schedule tells its own" if known else "no schedule is known")
+            + ": leave it out",
+            parameter="weight_decay",
         )
-    ]
-    return {method: schedule.with_decay(weight_decay) for method, schedule in known.items()}, notes
+    return known, notes
 
 
 class _WholeMatrices:
@@ -732,7 +1043,7 @@ class _WholeMatrices:
         self.takers = [taker for taker in (self._geometry, self._spectra) if taker]
         self.observed = False
 
-    def observe(self, planned: Plan, progress: Progress | None) -> bool:
+    def observe(self, planned: Plan, progress: Progress) -> bool:
         """Take it of a plan's matrices; False where Ctrl-C cut that short."""
         from wdanalysis.measure.spectra import observe
 

@@ -8,22 +8,31 @@ A weight matrix is taken as `torch.nn.Linear` stores it, W ∈ ℝ^(out × in): 
 - ``"out"``, the default: one vector per output feature, a row of W. The paper's authors' code and PEFT do this; it is
   what the paper calls a column, since it draws W as in × out.
 - ``"in"``: one vector per input feature, a column of W: Eq. 2 read to the letter on an `nn.Linear` weight.
+
+W may be a torch tensor, a numpy array, or what numpy makes an array of (an array of JAX or TensorFlow, nested lists).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_args, overload
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
+
+    Matrix: TypeAlias = Tensor | ArrayLike
+
+Array = TypeVar("Array")
 
 Axis = Literal["out", "in"]
 """What one vector of the decomposition is: an output feature or an input feature."""
 
 
-class Decomposition(NamedTuple):
-    """W = magnitude · direction (Eq. 2).
+class Decomposition(NamedTuple, Generic[Array]):
+    """W = magnitude · direction (Eq. 2), in torch tensors where W is one, else in numpy arrays.
 
     Attributes
     ----------
@@ -43,24 +52,30 @@ class Decomposition(NamedTuple):
     True
     """
 
-    magnitude: Tensor
-    direction: Tensor
+    magnitude: Array
+    direction: Array
 
 
-def decompose(weight: Tensor, axis: Axis = "out") -> Decomposition:
+@overload
+def decompose(weight: Tensor, axis: Axis = "out") -> Decomposition[Tensor]: ...
+@overload
+def decompose(weight: ArrayLike, axis: Axis = "out") -> Decomposition[NDArray[np.float64]]: ...
+def decompose(
+    weight: Matrix, axis: Axis = "out"
+) -> Decomposition[Tensor] | Decomposition[NDArray[np.float64]]:
     """Split a weight matrix into magnitude and direction (Eq. 2).
 
     Parameters
     ----------
     weight
-        out × in (or out × in × k… of a convolution, read as out × (in·k…)), of any float dtype.
+        out × in (or out × in × k… of a convolution, read as out × (in·k…)), of any float dtype, bfloat16 included.
     axis
         ``"out"``: a vector is a row; ``"in"``: a vector is a column.
 
     Returns
     -------
     Decomposition
-        In float64, on the device of `weight`.
+        In float64: of a torch tensor torch tensors on its device, of anything else numpy arrays.
 
     Raises
     ------
@@ -72,20 +87,24 @@ def decompose(weight: Tensor, axis: Axis = "out") -> Decomposition:
     >>> magnitude, direction = wd.decompose(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
     >>> magnitude
     tensor([5., 2.], dtype=torch.float64)
+    >>> wd.decompose(np.array([[3.0, 4.0], [0.0, 2.0]])).magnitude
+    array([5., 2.])
     """
-    W, dim = _as_matrix(weight), _reduced_dim(axis)
-    m = W.norm(dim=dim, keepdim=True)
-    direction = W / m.where(m > 0, 1.0)
-    return Decomposition(m.squeeze(dim), direction)
+    import torch
+
+    magnitude, direction = _split(_as_matrix(weight), _reduced_dim(axis))
+    if isinstance(weight, torch.Tensor):
+        return Decomposition(magnitude, direction)
+    return Decomposition(magnitude.numpy(), direction.numpy())
 
 
-def delta_m(base: Tensor, tuned: Tensor, axis: Axis = "out") -> float:
+def delta_m(base: Matrix, tuned: Matrix, axis: Axis = "out") -> float:
     """ΔM = (1/k) Σ_n |mⁿ − m₀ⁿ| (Eq. 3), in the units of the weights.
 
     Parameters
     ----------
     base, tuned
-        W₀ and W, of one shape, out × in; the dtypes may differ.
+        W₀ and W, of one shape, out × in, each as `decompose` takes it; the dtypes may differ.
     axis
         ``"out"``: k = out, a vector is a row; ``"in"``: k = in, a vector is a column.
 
@@ -102,12 +121,13 @@ def delta_m(base: Tensor, tuned: Tensor, axis: Axis = "out") -> float:
     >>> wd.delta_m(base, tuned)
     2.5
     """
-    _same_shape(base, tuned)
-    m0, m = decompose(base, axis).magnitude, decompose(tuned, axis).magnitude
+    W0, W = _pair(base, tuned)
+    dim = _reduced_dim(axis)
+    (m0, _), (m, _) = _split(W0, dim), _split(W, dim)
     return float((m - m0).abs().mean())
 
 
-def delta_d(base: Tensor, tuned: Tensor, axis: Axis = "out") -> float:
+def delta_d(base: Matrix, tuned: Matrix, axis: Axis = "out") -> float:
     """ΔD = (1/k) Σ_n (1 − cos(Vⁿ, W₀ⁿ)) (Eq. 4), from 0 (no turn) to 2 (reversed).
 
     With unit vectors u and u₀, 1 − cos(u, u₀) = ½‖u − u₀‖², which keeps its digits where the turn is small.
@@ -117,7 +137,7 @@ def delta_d(base: Tensor, tuned: Tensor, axis: Axis = "out") -> float:
     Parameters
     ----------
     base, tuned
-        W₀ and W, of one shape, out × in; the dtypes may differ.
+        W₀ and W, of one shape, out × in, each as `decompose` takes it; the dtypes may differ.
     axis
         ``"out"``: k = out, a vector is a row; ``"in"``: k = in, a vector is a column.
 
@@ -134,21 +154,40 @@ def delta_d(base: Tensor, tuned: Tensor, axis: Axis = "out") -> float:
     >>> wd.delta_d(base, tuned)
     0.5
     """
-    _same_shape(base, tuned)
-    (m0, u0), (m, u) = decompose(base, axis), decompose(tuned, axis)
-    one_minus_cos = 0.5 * (u - u0).square().sum(dim=_reduced_dim(axis))
+    W0, W = _pair(base, tuned)
+    dim = _reduced_dim(axis)
+    (m0, u0), (m, u) = _split(W0, dim), _split(W, dim)
+    one_minus_cos = 0.5 * (u - u0).square().sum(dim=dim)
     only_one_is_zero = (m0 == 0) != (m == 0)
     return float(one_minus_cos.masked_fill(only_one_is_zero, 1.0).mean())
 
 
-def _as_matrix(weight: Tensor) -> Tensor:
-    if weight.ndim < 2:
-        raise ValueError(
-            f"a weight matrix has two dimensions, out × in; this one has shape {tuple(weight.shape)}"
-        )
-    if not weight.is_floating_point():
-        raise ValueError(f"a weight matrix holds floats; this one holds {weight.dtype}")
-    return weight.detach().double().flatten(start_dim=1)
+def _split(W: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return m = ‖W‖_c and W / m (Eq. 2); an all-zero vector stays zero."""
+    m = W.norm(dim=dim, keepdim=True)
+    return m.squeeze(dim), W / m.where(m > 0, 1.0)
+
+
+def _as_matrix(weight: Matrix) -> Tensor:
+    """Return a weight as a float64 tensor of two dimensions."""
+    import numpy as np
+    import torch
+
+    if isinstance(weight, torch.Tensor):
+        _check_matrix(weight.shape, weight.dtype, holds_floats=weight.is_floating_point())
+        return weight.detach().double().flatten(start_dim=1)
+    array = np.asarray(weight)
+    # By name: numpy does not know JAX's bfloat16 and float8s for floats.
+    holds_floats = array.dtype.name.startswith(("float", "bfloat"))
+    _check_matrix(array.shape, array.dtype, holds_floats=holds_floats)
+    return torch.from_numpy(array.astype(np.float64, order="C")).flatten(start_dim=1)
+
+
+def _check_matrix(shape: Sequence[int], dtype: object, *, holds_floats: bool) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"a weight matrix has two dimensions, out × in; this one has shape {tuple(shape)}")
+    if not holds_floats:
+        raise ValueError(f"a weight matrix holds floats; this one holds {dtype}")
 
 
 def _reduced_dim(axis: Axis) -> int:
@@ -159,6 +198,12 @@ def _reduced_dim(axis: Axis) -> int:
     return 1 if axis == "out" else 0
 
 
-def _same_shape(base: torch.Tensor, tuned: torch.Tensor) -> None:
-    if base.shape != tuned.shape:
-        raise ValueError(f"base and tuned differ in shape: {tuple(base.shape)} and {tuple(tuned.shape)}")
+def _pair(base: Matrix, tuned: Matrix) -> tuple[Tensor, Tensor]:
+    """Return both weights as matrices, which must be of one shape, on the device of the tuned one."""
+    import numpy as np
+
+    W0, W = _as_matrix(base), _as_matrix(tuned)
+    shape0, shape = tuple(np.shape(base)), tuple(np.shape(tuned))
+    if shape0 != shape:
+        raise ValueError(f"base and tuned differ in shape: {shape0} and {shape}")
+    return W0.to(W.device), W

@@ -70,7 +70,7 @@ def table(rows: list[dict[str, Any]] | pd.DataFrame) -> pd.DataFrame:
 
 
 def sums_of(schedule: Schedule, method: str = "run") -> pd.DataFrame:
-    return schedule_table({method: schedule}, [(method, step) for step in STEPS])
+    return schedule_table({(method, ""): schedule}, [(method, "", step) for step in STEPS])
 
 
 def magnitudes(schedule: Schedule, layers: int = 8, spread: float = 0.3) -> pd.DataFrame:
@@ -151,6 +151,23 @@ def test_lengths_that_only_turning_changes_are_the_mean_centrifugal_part() -> No
     assert readings(found)["sentence"].item().endswith("R² = 1.00 without a fit.")
 
 
+def test_of_several_runs_each_is_predicted_by_its_own_schedule_and_all_have_to_hold() -> None:
+    faster = Schedule.named("cosine", 4e-3, steps=60)
+    rows = pd.concat([magnitudes(STILL).assign(run="a"), magnitudes(faster).assign(run="b")])
+    checkpoints = [("run", run, step) for run in "ab" for step in STEPS]
+    sums = schedule_table({("run", "a"): STILL, ("run", "b"): faster}, checkpoints)
+    found = predictions(rows, sums)
+    for run, schedule in (("a", STILL), ("b", faster)):
+        alone = predictions(magnitudes(schedule), sums_of(schedule))
+        own = found[found["run"] == run].reset_index(drop=True)
+        pd.testing.assert_frame_equal(own.drop(columns="run"), alone.drop(columns="run"), check_dtype=False)
+    least = found.groupby("run")["r2"].first().min()
+    said = readings(found)["sentence"].item()
+    assert said.endswith(f"R² = {least:.2f} without a fit. This R² is the least of 2 runs.")
+    one_for_both = schedule_table({("run", run): STILL for run in "ab"}, checkpoints)
+    assert readings(predictions(rows, one_for_both)).empty
+
+
 def test_the_statistics_of_a_panel_are_those_by_hand() -> None:
     rows = full_tuning(STILL, layers=6)
     rows["delta_d"] *= 1 + 0.3 * np.sin(np.arange(len(rows)))
@@ -192,7 +209,7 @@ def test_what_no_law_speaks_of_is_left_out() -> None:
 def test_a_checkpoint_without_a_step_is_the_last_of_its_run() -> None:
     rows = magnitudes(STILL)
     last = rows[rows["step"] == 60].assign(step=pd.array([pd.NA] * 8, dtype="Int64"))
-    sums = schedule_table({"run": STILL}, [("run", None)])
+    sums = schedule_table({("run", ""): STILL}, [("run", "", None)])
     assert predictions(last, sums)["predicted"].to_numpy() == pytest.approx(
         predictions(rows, sums_of(STILL)).query("step == 60")["predicted"].to_numpy()
     )
@@ -292,7 +309,8 @@ def predicted_sample(method: str, kind: str) -> pd.DataFrame:
     schedule = find_schedule(open_series(SAMPLES / method))
     assert schedule is not None
     return predictions(
-        rows, schedule_table({method: schedule}, zip(rows["method"], rows["step"], strict=True))
+        rows,
+        schedule_table({(method, ""): schedule}, zip(rows["method"], rows["run"], rows["step"], strict=True)),
     )
 
 
@@ -321,7 +339,7 @@ def test_the_samples_meet_the_laws_as_the_docs_say() -> None:
 def comparison() -> Comparison:
     return Comparison(
         wd.compare(SAMPLES / "base", SAMPLES / "dora", modules=["q"]).metrics.assign(update="dora"),
-        schedules=schedule_table({"dora": STILL}, [("dora", 20), ("dora", 60)]),
+        schedules=schedule_table({("dora", ""): STILL}, [("dora", "", 20), ("dora", "", 60)]),
     )
 
 

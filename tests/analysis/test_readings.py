@@ -135,7 +135,7 @@ def test_every_badge_is_listed() -> None:
 def test_a_pooled_r_that_mixes_opposite_parts_is_taken_apart() -> None:
     text = said("pooled_parts", panel(by_step(UP, 0.3), by_step(-UP, 0.3)))
     pooled, of_layers, inside, of_steps = (
-        float(word.replace("−", "-")) for word in re.findall(r"[+−]\d\.\d\d", text)
+        float(word.replace("−", "-")) for word in re.findall(r"[+−]\d\.\d\d", re.sub(r" \[.*?\]", "", text))
     )
     assert text.startswith("The pooled r of ")
     assert pooled == pytest.approx(of_layers + of_steps)
@@ -147,9 +147,7 @@ def test_a_pooled_r_that_mixes_opposite_parts_is_taken_apart() -> None:
 def test_steps_that_decide_the_sign_are_told() -> None:
     level = np.array([0, 1, 2, 3, 4, 5, 6])[:, None]
     turns = panel(UP + level, UP + np.array([0, 1, 2, 3, 2, 1, 0])[:, None])
-    assert said("step_choice", turns).startswith(
-        "Which four steps one looks at decides the sign of r: from −0."
-    )
+    assert said("step_choice", turns).startswith("Over the choices of four steps r goes from −0.")
     assert said("step_choice", panel(UP + level, UP + level)) is None
     assert said("step_choice", panel((UP + level)[:4], (UP - level)[:4])) is None
 
@@ -205,16 +203,29 @@ def test_points_near_the_rounding_floor_are_counted() -> None:
 
 
 def test_elements_that_stayed_are_told_where_they_are_most() -> None:
-    assert (
-        said("few_elements", panel(UP, UP, unchanged_fraction=0.93)) == "93 % of the elements are unchanged."
+    def of(share: ArrayLike, vectors: ArrayLike = 8) -> str | None:
+        return said("few_elements", panel(UP, UP, unchanged_fraction=share, vectors=vectors, length=96))
+
+    assert of(0.93) == "93 % of the elements are stored as they were."
+    assert of(0.4) is None
+    most_of_the_matrices = np.where(np.arange(LAYERS) < 8, 0.9, 0.0)
+    assert of(most_of_the_matrices) == "60 % of the elements are stored as they were."
+    assert of(most_of_the_matrices, np.where(np.arange(LAYERS) < 8, 8, 800)) is None
+
+
+def test_a_vector_that_turned_far_more_than_most_is_told() -> None:
+    def of(largest: float, **columns: object) -> str | None:
+        shape = {"vectors": 4096, "length": 4096, "delta_d_median": 1e-6, "delta_d_max": largest}
+        return said("few_vectors", panel(UP, UP, **(shape | columns)))
+
+    assert of(4e-5) == (
+        "At least one vector turned far more than most: the largest 1 − cos is 40 × the median, where chance gives "
+        "alike vectors 1.1 × at most."
     )
-    assert said("few_elements", panel(UP, UP, unchanged_fraction=0.4)) is None
-
-
-def test_a_few_vectors_that_turned_most_are_told() -> None:
-    text = said("few_vectors", panel(UP, UP, delta_d_median=1e-6, delta_d_max=2e-5))
-    assert text == "A few vectors turned far more than the others: the largest 1 − cos is 20 × the median."
-    assert said("few_vectors", panel(UP, UP, delta_d_median=1e-6, delta_d_max=5e-6)) is None
+    assert of(2e-5) is None
+    assert of(4e-5, rank=8) is not None
+    assert of(8e-5, rank=1) is None  # its largest coefficient is squared
+    assert of(4e-5, delta_d_bias=0.2, grid="on") is None  # a few stored steps
 
 
 def test_nothing_changed_is_all_that_is_said() -> None:

@@ -18,6 +18,7 @@ from wdanalysis.analysis.runs import (
     has_runs,
     in_all_runs,
     mean_of_runs,
+    of_last_step,
     run_readings,
 )
 
@@ -88,6 +89,27 @@ def test_what_not_all_runs_have_is_in_no_mean() -> None:
     cut_short = metrics[~((metrics["run"] == "seed-1") & (metrics["step"] == 4))]
     assert averaged(cut_short)["step"].max() == 3
     assert across_runs(cut_short)["n"].eq(3 * LAYERS).all()
+
+
+def test_the_last_step_is_the_last_of_all_runs() -> None:
+    metrics = table()
+    first_run, in_layer_0 = metrics["run"] == "seed-0", metrics["layer"] == 0
+    cut_short = metrics[~((metrics["run"] == "seed-1") & (metrics["step"] == 4)) & ~(first_run & in_layer_0)]
+    last = of_last_step(pd.concat([cut_short, table(1, method="lora", named=False)]))
+    assert last.groupby("method")["step"].unique().map(list).to_dict() == {"ft": [3], "lora": [4]}
+    assert last.groupby("run").size().to_dict() == {"": 10, "seed-0": 9, "seed-1": 10, "seed-2": 10}
+    unknown = metrics.assign(step=metrics["step"].where(metrics["step"] < 4))
+    assert of_last_step(unknown)["step"].isna().all()
+    assert len(of_last_step(unknown)) == 3 * LAYERS
+    alone = table(1, named=False)
+    assert of_last_step(alone)["step"].eq(4).all()
+
+
+def test_predictions_are_averaged_by_law() -> None:
+    told = pd.concat([table(2).assign(law=law, predicted=k) for k, law in ((1.0, "one"), (2.0, "two"))])
+    mean = averaged(told)
+    assert len(mean) == 2 * LAYERS * STEPS
+    assert mean.groupby("law")["predicted"].unique().map(list).to_dict() == {"one": [1.0], "two": [2.0]}
 
 
 def test_a_value_that_one_run_lacks_is_empty_in_the_mean() -> None:

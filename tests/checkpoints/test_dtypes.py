@@ -10,6 +10,7 @@ from wdanalysis.checkpoints.dtypes import (
     FLOATS,
     STORED_TYPES,
     from_torch,
+    narrow,
     of_torch,
     to_torch,
     torch_type,
@@ -46,3 +47,15 @@ def test_every_number_of_bfloat16_is_widened_as_torch_does() -> None:
     expected = to_torch(bits).float().numpy()
     np.testing.assert_array_equal(widen(bits, np.float32), expected)
     np.testing.assert_array_equal(widen(bits), expected.astype(np.float64))
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_numbers_are_narrowed_as_torch_narrows_them(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(10_000, generator=generator) * 10.0 ** torch.randint(
+        -40, 38, (10_000,), generator=generator
+    )
+    halfway = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, -0.0, 3.4e38, float("inf")])
+    numbers = torch.cat([numbers, halfway])
+    expected = from_torch(numbers.to(torch_type(name)))
+    np.testing.assert_array_equal(narrow(numbers.numpy(), name), expected)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from wdanalysis.checkpoints import Series, open_checkpoint, open_series
-from wdanalysis.checkpoints.series import joined, with_common_steps
+from wdanalysis.checkpoints.series import by_run, joined, with_common_steps
 from wdanalysis.checkpoints.steps import run_names
 from wdanalysis.errors import CheckpointError, ComparisonError
 
@@ -330,6 +330,21 @@ def test_paths_of_one_name_are_steps_or_runs(tmp_path: Path, save: Save) -> None
     one_run = [whole[0] / "checkpoint-5", whole[1] / "checkpoint-20"]
     steps = runs_steps_and_values(joined("FT", [open_series(path) for path in one_run]))
     assert steps == [("", 5, 0), ("", 20, 1)]
+
+
+def test_a_series_is_taken_apart_into_its_runs_where_they_lie(tmp_path: Path, save: Save) -> None:
+    for seed, steps in ((0, (5, 20)), (1, (5,))):
+        for step in steps:
+            save(tmp_path / "ft" / f"seed-{seed}" / f"checkpoint-{step}" / "model.safetensors", seed)
+    runs = by_run(open_series(tmp_path / "ft"))
+    assert {run: [c.step for c in own.checkpoints] for run, own in runs.items()} == {
+        "seed-0": [5, 20],
+        "seed-1": [5],
+    }
+    assert runs["seed-0"].path == tmp_path / "ft" / "seed-0"
+    assert runs["seed-1"].path == tmp_path / "ft" / "seed-1" / "checkpoint-5"
+    alone = open_series(tmp_path / "ft" / "seed-0")
+    assert by_run(alone) == {"": alone}
 
 
 def test_a_step_twice_in_one_folder_is_no_run(tmp_path: Path, save: Save) -> None:

@@ -15,6 +15,7 @@ import wdanalysis as wd
 from wdanalysis.cli import app, main
 from wdanalysis.training.data.formats import PROMPT
 from wdanalysis.training.run import loop
+from wdanalysis.training.run.plan import TrainingPlan
 from wdanalysis.training.run.recipes import RECIPES
 
 TINY = [
@@ -195,7 +196,7 @@ def test_ctrl_c_ends_in_one_sentence(
 
     monkeypatch.setattr(loop, "train", interrupted)
     code, _, err = run(*TINY, capsys=capsys, monkeypatch=monkeypatch)
-    assert code == 1
+    assert code == 130
     assert err.endswith("wd-analyze: dora was interrupted after step 1. (--resume)\n")
 
 
@@ -218,6 +219,61 @@ def test_without_a_model_and_data_it_tunes_the_bundled_base_on_pythons_documenta
 
 def test_steps_and_epochs_together_are_wrong_usage() -> None:
     assert CliRunner().invoke(app, ["train", "--steps", "1", "--epochs", "1", "--dry-run"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "lora", "--axis", "in"], "lora: no magnitude is trained"),
+        (["--method", "lora,vera", "--full-gradient"], "lora, vera: no magnitude is trained"),
+        (["--method", "lora", "--magnitude-targets", "q"], "lora: no magnitude is trained"),
+        (["--method", "ft", "--rank", "4"], "ft: no adapter is trained"),
+        (["--method", "ft", "--axis", "in"], "ft: no adapter is trained"),
+        (["--method", "vera", "--alpha", "4"], "vera: there is no α"),
+        (["--scheduler", "constant", "--warmup", "5"], "constant_with_warmup has one"),
+        (["--eval-fraction", "0.2"], "what is held out of the bundled text is fixed"),
+        (
+            ["--eval-fraction", "0.2", "--data", "a", "--eval-data", "b"],
+            "the data of --eval-data is held out",
+        ),
+    ],
+)
+def test_a_setting_that_means_nothing_beside_the_others_is_wrong_usage(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["train", *options, "--dry-run"])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_what_means_something_for_one_of_the_methods_is_taken(here: Path) -> None:
+    line = [
+        "train",
+        "--model",
+        "base",
+        "--method",
+        "ft,lora,dora",
+        "--rank",
+        "2",
+        "--axis",
+        "in",
+        "--dry-run",
+    ]
+    assert CliRunner().invoke(app, line).exit_code == 0
+    watched = ["train", "--model", "base", "--method", "ft", "--live", "1", "--axis", "in", "--dry-run"]
+    assert CliRunner().invoke(app, watched).exit_code == 0
+
+
+def test_progress_tells_when_it_evaluates(here: Path) -> None:
+    told: list[tuple[int, bool]] = []
+    plan = TrainingPlan(
+        methods=("lora",), model="base", data=(Path("text.txt"),), rank=2, steps=2, batch_size=2,
+        max_length=32, eval_fraction=0.3,
+    )  # fmt: skip
+    loop.train(
+        plan, "runs", progress=lambda method, step, last, loss, evaluating: told.append((step, evaluating))
+    )
+    assert (0, True) in told
+    assert (1, False) in told
+    assert told[-1] == (2, False)
 
 
 def test_a_cut_answer_is_told(here: Path) -> None:

@@ -19,51 +19,52 @@ from matplotlib.image import imread
 from wdanalysis.errors import OutputError
 from wdanalysis.figures import batch as drawing
 from wdanalysis.figures import layers, save_figures, scatter
-from wdanalysis.figures.batch import Work, planned_figures
-from wdanalysis.figures.kinds import KINDS
+from wdanalysis.figures.batch import CAPTIONS, Work, planned_figures
+from wdanalysis.figures.kinds import KINDS, Look
 from wdanalysis.figures.style import number, told_apart
 
 AWKWARD = ["_private", "$x^2$", "a/b<script>", "FT_with_a_name_of_26_chars", "100 %", "größe"]
 
 
-def test_the_whole_set_has_a_file_for_every_module_and_method(table, tmp_path) -> None:
+def test_the_whole_set_has_a_file_for_every_module_and_three_of_all(table, tmp_path) -> None:
     paths = save_figures(table(), tmp_path / "figures")
     assert [path.name for path in paths] == [
         *("scatter_q.png", "scatter_v.png", "layers_q.png", "layers_v.png"),
         *("trajectory_q.png", "trajectory_v.png"),
-        *("heatmap_FT.png", "heatmap_LoRA.png", "heatmap_DoRA.png"),
+        *("heatmap.png", "figure2.png", "figure8.png", "captions.md"),
     ]
-    for path in paths:
+    for path in paths[:-1]:
         picture = imread(path)
-        assert picture.shape[1] == 1400  # 7 inches at 200 dpi
+        assert picture.shape[1] == 1350  # 6.75 inches at 200 dpi
         assert picture.std() > 0.02
 
 
 def test_names_of_files_are_safe_and_do_not_collide(table, tmp_path) -> None:
-    metrics = table(methods=["LoRA", "lora", "a/b", "a<b", "x" * 300], steps=[1], layers=(0,), modules=["q"])
-    names = [path.name for path in save_figures(metrics, tmp_path, kinds=["heatmap"], dpi=20)]
-    assert names[:4] == ["heatmap_LoRA.png", "heatmap_lora-2.png", "heatmap_a-b.png", "heatmap_a-b-2.png"]
+    metrics = table(methods=["FT"], steps=[1], layers=(0,), modules=["Q", "q", "a/b", "a<b", "x" * 300])
+    names = [path.name for path in save_figures(metrics, tmp_path, kinds=["scatter"], look=Look(dpi=20))]
+    assert names[:4] == ["scatter_Q.png", "scatter_q-2.png", "scatter_a-b.png", "scatter_a-b-2.png"]
     assert len(names[4]) < 100
 
 
 @pytest.mark.parametrize("format", ["png", "pdf", "svg"])
 def test_the_same_table_gives_the_same_bytes(table, tmp_path, format) -> None:
     metrics = table(methods=["FT"], modules=["q"])
-    first, second = (save_figures(metrics, tmp_path / run, format=format, dpi=50) for run in "ab")
-    assert [path.suffix for path in first] == [f".{format}"] * 4
+    first, second = (save_figures(metrics, tmp_path / run, look=Look(format=format, dpi=50)) for run in "ab")
+    assert [path.suffix for path in first] == [*[f".{format}"] * 4, ".md"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_names_are_shown_as_they_are_and_are_text_in_an_svg(table, tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        metrics = table(methods=AWKWARD, modules=["q"])
         paths = save_figures(
-            table(methods=AWKWARD, modules=["q"]), tmp_path, kinds=["scatter", "layers"], format="svg"
+            metrics, tmp_path, kinds=["scatter", "layers"], look=Look(format="svg", width=20)
         )
-    for path in paths:
+    for path in paths[:-1]:
         svg = path.read_text(encoding="utf-8")
         for name in AWKWARD:
-            assert f">{name.replace('<', '&lt;').replace('>', '&gt;')}</text>" in svg
+            assert f">{name.replace('<', '&lt;').replace('>', '&gt;')}<" in svg
 
 
 def test_a_legend_keeps_a_label_that_begins_with_an_underscore(table) -> None:
@@ -71,17 +72,16 @@ def test_a_legend_keeps_a_label_that_begins_with_an_underscore(table) -> None:
     assert shown == AWKWARD
 
 
-def test_an_unknown_kind_or_format_is_refused_before_anything_is_written(table, tmp_path) -> None:
-    for options in ({"kinds": ["scatter", "pie"]}, {"format": "gif"}):
-        with pytest.raises(OutputError, match="choose of"):
-            save_figures(table(), tmp_path / "figures", **options)
+def test_an_unknown_kind_is_refused_before_anything_is_written(table, tmp_path) -> None:
+    with pytest.raises(OutputError, match="no figure 'pie'; choose of"):
+        save_figures(table(), tmp_path / "figures", kinds=["scatter", "pie"])
     assert not (tmp_path / "figures").exists()
 
 
 def test_matplotlibs_settings_are_left_alone(table, tmp_path) -> None:
     with matplotlib.rc_context({"text.usetex": True, "figure.facecolor": "black"}):
         before = dict(matplotlib.rcParams)
-        save_figures(table(methods=["a_b"], modules=["q"]), tmp_path, kinds=["layers"], dpi=50)
+        save_figures(table(methods=["a_b"], modules=["q"]), tmp_path, kinds=["layers"], look=Look(dpi=50))
         assert dict(matplotlib.rcParams) == before
 
 
@@ -100,7 +100,7 @@ def test_a_figure_shows_itself_in_jupyter_and_can_be_drawn_on(table) -> None:
     figure.axes[0].axhline(1e-5)
     picture, size = figure._repr_png_()
     assert picture.startswith(b"\x89PNG")
-    assert size["width"] == 700
+    assert size["width"] == 675
 
 
 @pytest.mark.parametrize(
@@ -132,16 +132,16 @@ def metrics(table) -> pd.DataFrame:
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cores")
 def test_a_helper_draws_the_same_bytes_as_its_caller(metrics, tmp_path, monkeypatch) -> None:
-    planned = planned_figures({"metrics": metrics}, KINDS, "png")
-    work = Work({"metrics": metrics}, "png", 40)
+    planned = planned_figures({"metrics": metrics}, KINDS, Look())
+    work = Work({"metrics": metrics}, Look(dpi=40))
     with drawing._helped(work, planned) as (left, begun):
         while left or not all(future.done() for future in begun.values()):
             time.sleep(0.05)
-        by_helper = {figure.file: future.result() for figure, future in begun.items()}
+        by_helper = {figure.file: future.result().content for figure, future in begun.items()}
     assert sorted(by_helper) == sorted(figure.file for figure in planned)
     monkeypatch.setattr(drawing, "available_cores", lambda: 1)
-    alone = save_figures(metrics, tmp_path / "alone", dpi=40)
-    assert {path.name: path.read_bytes() for path in alone} == by_helper
+    alone = save_figures(metrics, tmp_path / "alone", look=Look(dpi=40))
+    assert {path.name: path.read_bytes() for path in alone if path.name != CAPTIONS} == by_helper
 
 
 @pytest.mark.slow
@@ -149,13 +149,13 @@ def test_a_helper_draws_the_same_bytes_as_its_caller(metrics, tmp_path, monkeypa
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
 def test_what_a_helper_leaves_is_drawn_by_its_caller(metrics, tmp_path, monkeypatch, signal) -> None:
     monkeypatch.setattr(drawing, "PATIENCE", 0.1)
-    planned = planned_figures({"metrics": metrics}, KINDS, "png")
+    planned = planned_figures({"metrics": metrics}, KINDS, Look())
     known = multiprocessing.active_children()
-    with drawing.drawing({"metrics": metrics}, planned, tmp_path, dpi=20) as finish:
+    with drawing.drawing({"metrics": metrics}, planned, tmp_path, Look(dpi=20)) as finish:
         (helper,) = set(multiprocessing.active_children()) - set(known)
         os.kill(helper.pid, getattr(Signals, signal))
         paths = finish()
-    assert [path.name for path in paths] == [figure.file for figure in planned]
+    assert [path.name for path in paths] == [*(figure.file for figure in planned), CAPTIONS]
     assert all(path.stat().st_size for path in paths)
     helper.join(60)
     assert not helper.is_alive()
@@ -167,8 +167,8 @@ def test_a_system_that_starts_no_processes_draws_alone(metrics, tmp_path, monkey
         raise NotImplementedError("this system has no semaphores")
 
     monkeypatch.setattr(drawing, "ProcessPoolExecutor", refused)
-    planned = planned_figures({"metrics": metrics}, KINDS, "png")
-    assert len(save_figures(metrics, tmp_path, dpi=20)) == len(planned)
+    planned = planned_figures({"metrics": metrics}, KINDS, Look())
+    assert len(save_figures(metrics, tmp_path, look=Look(dpi=20))) == len(planned) + 1
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -176,9 +176,9 @@ def test_ctrl_c_stops_helpers_and_leaves_nothing(metrics, tmp_path, monkeypatch)
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    planned = planned_figures({"metrics": metrics}, KINDS, "png")
+    planned = planned_figures({"metrics": metrics}, KINDS, Look())
     known = multiprocessing.active_children()
-    with drawing.drawing({"metrics": metrics}, planned, tmp_path) as finish:
+    with drawing.drawing({"metrics": metrics}, planned, tmp_path, Look()) as finish:
         (helper,) = set(multiprocessing.active_children()) - set(known)
         monkeypatch.setattr(Work, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -197,16 +197,15 @@ def test_a_script_without_a_guard_runs_once(metrics, tmp_path) -> None:
         "from wdanalysis.figures import batch\n"
         "print('it runs', flush=True)\n"
         "batch.available_cores = lambda: 2\n"
-        "batch.save_figures(pd.read_parquet('metrics.parquet'), 'figures', dpi=20)\n"
+        "batch.save_figures(pd.read_parquet('metrics.parquet'), 'figures', look=batch.Look(dpi=20))\n"
     )
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout == "it runs\n"
     assert done.stderr == ""
-    assert len(list((tmp_path / "figures").iterdir())) == len(
-        planned_figures({"metrics": metrics}, KINDS, "png")
-    )
+    planned = planned_figures({"metrics": metrics}, KINDS, Look())
+    assert len(list((tmp_path / "figures").iterdir())) == len(planned) + 1
 
 
 def test_long_names_that_differ_in_the_middle_are_told_apart() -> None:
@@ -219,6 +218,36 @@ def test_long_names_that_differ_in_the_middle_are_told_apart() -> None:
     assert told_apart(["FT", "LoRA"], 20) == ["FT", "LoRA"]
 
 
-def test_a_method_without_layers_gets_no_heat_map(table) -> None:
-    metrics = pd.concat([table(methods=["FT"]), table(methods=["flat"], layers=[None])])
-    assert [figure.name for figure in planned_figures({"metrics": metrics}, ["heatmap"], "png")] == ["FT"]
+@pytest.mark.parametrize(
+    ("made", "drawn"),
+    [
+        ({"layers": [None]}, {"scatter", "trajectory", "figure2"}),
+        ({"layers": [3]}, {"scatter", "trajectory", "figure2", "heatmap"}),
+        ({"steps": [7]}, {"scatter", "layers", "figure2", "figure8", "heatmap"}),
+        ({"steps": [None]}, {"scatter", "layers", "figure2", "figure8", "heatmap"}),
+        ({"modules": ["q"]}, {"scatter", "layers", "trajectory", "heatmap"}),
+        ({"modules": ["encoder.q", "cross.q"]}, {"scatter", "layers", "trajectory", "heatmap"}),
+    ],
+)
+def test_what_has_nothing_to_show_gets_no_figure(table, made, drawn) -> None:
+    planned = planned_figures({"metrics": table(**made)}, KINDS, Look())
+    assert {figure.kind for figure in planned} == drawn
+
+
+def test_captions_say_of_each_file_what_the_figure_does_not(table, tmp_path) -> None:
+    metrics = table(methods=["FT"], modules=["q"])
+    *paths, captions = save_figures(metrics, tmp_path, look=Look(title="none", dpi=20))
+    parts = captions.read_text(encoding="utf-8").split("## ")[1:]
+    assert [part.split("\n")[0] for part in parts] == [path.name for path in paths]
+    assert scatter(metrics, "q").caption in parts[0]
+    assert scatter(metrics, "q", title="none").get_suptitle() == ""
+    full = scatter(metrics, "q", title="full")
+    assert full.get_suptitle().replace("\n", " ").count("(95 %, by layer)") == 1
+
+
+def test_missing_glyphs_are_one_warning(table, tmp_path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        save_figures(table(methods=["模型", "型"], modules=["q"]), tmp_path, kinds=["scatter", "layers"])
+    (warning,) = caught
+    assert "the figures' font has no 型模" in str(warning.message)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from wdanalysis.errors import ComparisonError
-from wdanalysis.figures import density, prediction, save_figures, steps
+from wdanalysis.figures import Look, density, prediction, save_figures, steps
 
 
 def texts(axes) -> str:
@@ -55,9 +55,9 @@ def test_a_panel_of_predictions_has_its_points_the_law_and_r2(predictions) -> No
         spread = ((rows["observed"] - rows["observed"].mean()) ** 2).sum()
         r2 = 1 - ((rows["observed"] - rows["predicted"]) ** 2).sum() / spread
         assert f"R² = {r2:.2f}".replace("-", "−") in texts(panel)
-        assert f"n = {len(rows)}" in texts(panel)
-    assert "diffusing weights × 0.43 (fitted)" in texts(figure.axes[0])
-    assert "fitted" not in texts(figure.axes[1])
+        assert f"n = {len(rows)}" in figure.caption
+    assert "q, FT: diffusing weights × 0.43 (fitted) predicts ΔD" in figure.caption
+    assert "q, LoRA: turning predicts ΔM" in figure.caption
     assert figure.axes[0].get_xlabel().startswith("predicted ΔD")
     assert figure.axes[1].get_ylabel().startswith("observed ΔM")
 
@@ -70,16 +70,18 @@ def test_the_r2_of_the_table_goes_before_and_an_empty_one_is_a_dash(predictions)
 def test_a_prediction_without_a_value_is_counted_and_none_at_all_is_said(predictions) -> None:
     predictions.loc[predictions.index[0], "predicted"] = np.nan
     module = predictions["module"].iloc[0]
-    assert "not shown: 1 rows without a value" in prediction(predictions, module).get_suptitle()
+    assert "Not shown: 1 rows without a value" in prediction(predictions, module).caption
     empty = prediction(predictions.assign(predicted=np.nan), "q")
     assert "no values" in texts(empty.axes[0])
 
 
 def test_a_row_of_steps_counts_its_choices_and_names_the_ends(choices) -> None:
     correlations = pd.DataFrame({"method": ["FT"], "module": ["q"], "scope": ["pooled"], "pearson_r": [0.25]})
-    first, second = steps(choices, "q", correlations=correlations).axes
+    figure = steps(choices, "q", correlations=correlations)
+    first, second = figure.axes
+    assert "FT: −0.30 (steps 1 2 3 4) … 0.80 (steps 2 3 4 5), 3 choices" in figure.caption
     assert sum(bar.get_height() for bar in first.patches) == 3
-    assert "−0.30 (1 2 3 4) … 0.80 (2 3 4 5);  3 choices" in texts(first)
+    assert texts(first) == "FT\nr = −0.30 … 0.80"
     assert [list(line.get_xdata()) for line in first.lines] == [[0, 0], [0.25, 0.25]]
     assert len(second.lines) == 1  # its own r is not known
 
@@ -93,16 +95,22 @@ def test_density_counts_every_vector_of_the_last_step_once(vectors) -> None:
         np.testing.assert_allclose(cross, [rows["delta_d"].mean(), rows["rel_delta_m"].abs().mean()])
         assert panel.get_xscale() == panel.get_yscale() == "log"
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
-    assert "step 2" in figure.get_suptitle()
+    assert "FT: step 2, 200 vectors" in figure.caption
+
+
+@pytest.mark.parametrize("axis", ["out", "in"])
+def test_density_names_the_axis_of_the_metrics(vectors, axis) -> None:
+    metrics = pd.DataFrame({"axis": [axis, axis]})
+    assert f"(axis={axis})" in density(vectors, "q", metrics=metrics).get_suptitle().replace("\n", " ")
 
 
 def test_vectors_that_did_not_move_are_counted(vectors) -> None:
     vectors.loc[vectors["step"] == 2, "delta_d"] = np.where(
         vectors.loc[vectors["step"] == 2, "vector"] < 2, 0, 1e-3
     )
-    assert "not shown: 8 vectors" in density(vectors, "q").get_suptitle()
+    assert "Not shown: 8 vectors" in density(vectors, "q").caption
     still = density(vectors.assign(rel_delta_m=0.0), "q")
-    assert "0 vectors" in texts(still.axes[0])
+    assert "0 vectors" in still.caption
 
 
 @pytest.mark.parametrize("figure", [prediction, steps, density])
@@ -114,32 +122,14 @@ def test_an_empty_table_is_answered_in_a_sentence(figure) -> None:
 def test_a_kind_is_drawn_where_its_table_is_there(table, predictions, choices, vectors, tmp_path) -> None:
     tables = {"metrics": table(methods=["FT", "LoRA"], modules=["q"]), "step_choices": choices}
     kinds = ["prediction", "steps", "density"]
-    drawn = save_figures(tables, tmp_path, kinds=kinds, dpi=20)
-    assert [path.name for path in drawn] == ["steps_q.png"]
+    drawn = save_figures(tables, tmp_path, kinds=kinds, look=Look(dpi=20))
+    assert [path.name for path in drawn] == ["steps_q.png", "captions.md"]
     tables |= {"predictions": predictions[predictions["module"] == "q"], "vectors": vectors}
-    drawn = save_figures(tables, tmp_path, kinds=kinds, dpi=20)
-    assert [path.name for path in drawn] == ["prediction_q.png", "steps_q.png", "density_q.png"]
-    assert save_figures(tables["metrics"], tmp_path, kinds=kinds, dpi=20) == []
-
-
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_nothing_overlaps_with_few_or_many_methods_of_long_names(
-    predictions, choices, vectors, count
-) -> None:
-    names = [f"llama-7b-commonsense-lora-r{2**i}-lr1e-4-final-checkpoint-of-the-run" for i in range(count)]
-
-    def many(rows: pd.DataFrame) -> pd.DataFrame:
-        one = rows[rows["method"] == rows["method"].iloc[0]]
-        return pd.concat([one.assign(method=name) for name in names])
-
-    for figure in (
-        prediction(many(predictions), "q"),
-        steps(many(choices), "q"),
-        density(many(vectors), "q"),
-    ):
-        figure.draw_without_rendering()
-        shown = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
-        boxes = [text.get_window_extent() for axes in shown for text in (*axes.texts, axes._left_title)]
-        assert len(boxes) == 2 * count
-        assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
-        assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+    drawn = save_figures(tables, tmp_path, kinds=kinds, look=Look(dpi=20))
+    assert [path.name for path in drawn] == [
+        "prediction_q.png",
+        "steps_q.png",
+        "density_q.png",
+        "captions.md",
+    ]
+    assert save_figures(tables["metrics"], tmp_path, kinds=kinds, look=Look(dpi=20)) == []

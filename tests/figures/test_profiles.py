@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from wdanalysis.analysis.runs import averaged
 from wdanalysis.errors import ComparisonError
-from wdanalysis.figures import layers, trajectory
+from wdanalysis.figures import heatmap, layers, trajectory
 
 
 def labels(figure) -> list[str]:
@@ -24,7 +26,7 @@ def test_layers_shows_each_methods_last_step(table) -> None:
             np.testing.assert_array_equal(line.get_xdata(), rows["layer"].to_numpy(int))
             np.testing.assert_array_equal(line.get_ydata(), rows[column])
     assert labels(figure) == ["FT", "LoRA", "DoRA"]
-    assert "step 2000" in figure.get_suptitle()
+    assert "Step 2000" in figure.caption
 
 
 def test_layers_shows_the_step_that_is_asked_for(table) -> None:
@@ -88,7 +90,7 @@ def test_a_method_without_steps_is_named_and_not_drawn(table) -> None:
     metrics.loc[metrics["method"] == "LoRA", "step"] = None
     figure = trajectory(metrics, "q")
     assert labels(figure) == ["FT", "DoRA"]
-    assert "not shown: LoRA, without a step" in figure.get_suptitle()
+    assert "Not shown: LoRA, without a step" in figure.caption
 
 
 def test_a_table_without_steps_or_values_gives_a_sentence_and_no_lines(table) -> None:
@@ -117,7 +119,26 @@ def test_points_near_the_rounding_floor_are_hollow(table) -> None:
     ):
         for panel in figure.axes:
             line, hollow = panel.lines
-            assert hollow.get_markerfacecolor() == "white"
+            assert hollow.get_markerfacecolor() == "#ffffff"
             assert list(hollow.get_xdata()) == at
             assert set(hollow.get_ydata()) <= set(line.get_ydata())
-        assert f"ΔD under 3 × what rounding makes by itself ({count})" in figure.get_suptitle()
+        assert f"ΔD under 3 × what rounding makes by itself ({count})" in figure.caption
+
+
+def test_means_over_runs_are_those_of_the_tables_where_a_run_lacks_a_matrix_or_a_step(table) -> None:
+    one = table(methods=["FT"], modules=["q"])
+    one = one.assign(name=[f"h.{layer}.q" for layer in one["layer"]])
+    other = one.assign(delta_m=3 * one["delta_m"], delta_d=2 * one["delta_d"])
+    lacking = other[(other["step"] < 2000) & (other["layer"] != 4)]
+    metrics = pd.concat([one.assign(run="seed-0"), lacking.assign(run="seed-1")], ignore_index=True)
+    mean = averaged(metrics)
+    last = mean[mean["step"] == 1000]
+    panel = layers(metrics, "q").axes[0]
+    whole, short, strong = panel.lines
+    assert [len(line.get_xdata()) for line in (whole, short)] == [6, 5]
+    assert list(strong.get_xdata()) == [0, 1, 2, 3, 5]
+    np.testing.assert_array_equal(strong.get_ydata(), last["delta_m"])
+    cells = heatmap(metrics, methods="FT").axes[0].collections[0].get_array()
+    np.testing.assert_array_equal(cells.compressed(), last["delta_m"])
+    line = trajectory(metrics, "q").axes[0].lines[-1]
+    np.testing.assert_array_equal(line.get_ydata(), mean.groupby("step")["delta_m"].median())

@@ -36,7 +36,7 @@ def test_every_method_has_a_panel_with_its_points(table) -> None:
     metrics = table()
     for panel, method in zip(panels(scatter(metrics, "v")), ("FT", "LoRA", "DoRA"), strict=True):
         rows = metrics[(metrics["method"] == method) & (metrics["module"] == "v")]
-        assert panel.get_title(loc="left") == method
+        assert panel.get_title(loc="left").split("\n")[0] == method
         np.testing.assert_array_equal(drawn_points(panel), np.sort(rows[["delta_d", "delta_m"]], axis=0))
 
 
@@ -56,14 +56,17 @@ def test_a_panel_names_the_numbers_of_the_table_of_correlations(table) -> None:
     shown = texts(panels(scatter(metrics, "q"))[0])
     r, low, high = (decimals(pooled[name]) for name in ("pearson_r", "r_low", "r_high"))
     assert f"r = {r} [{low}, {high}]" in shown
-    assert f"n = {pooled['n']}" in shown
+    assert f"n = {pooled['n']}" in scatter(metrics, "q").caption
     known = {"r_low": -0.5, "r_high": 0.75, "leave_out_low": -0.2, "leave_out_high": 0.1}
     null = {"r_null": 0.9, "r_null_low": 0.85, "r_null_high": 0.95}
-    shown = texts(panels(scatter(metrics, "q", correlations=fits.assign(**known, **null)))[0])
-    assert f"r = {r} [−0.50, 0.75]\none layer out −0.20 … 0.10\nnull 0.90 [0.85, 0.95]\n" in shown
+    figure = scatter(metrics, "q", correlations=fits.assign(**known, **null))
+    assert f"r = {r} [−0.50, 0.75]" in texts(panels(figure)[0])
+    said = f"r = {r} [−0.50, 0.75] (95 %, by layer), −0.20 … 0.10 with one layer out"
+    assert f"{said}, updates without structure 0.90 [0.85, 0.95], slope" in figure.caption
     none = fits.assign(r_low=np.nan, r_high=np.nan, slope_low=np.nan, slope_high=np.nan)
     figure = scatter(metrics, "q", correlations=none)
-    assert f"r = {r}, no interval" in texts(panels(figure)[0])
+    assert texts(panels(figure)[0]) == f"FT\nr = {r}"
+    assert f"r = {r} (no interval)" in figure.caption
     assert "slope, 95 % by layer" not in legend(figure)
 
 
@@ -129,8 +132,8 @@ def test_runs_are_faint_and_their_mean_is_strong(table) -> None:
     means = np.sort(np.concatenate([c.get_offsets() for c in strong]), axis=0)
     expected = one.assign(delta_m=1.25 * one["delta_m"])[["delta_d", "delta_m"]]
     np.testing.assert_allclose(means, np.sort(expected, axis=0))
-    assert "strong: mean over 2 runs; faint: each run" in figure.get_suptitle()
-    assert "n = 18" in texts(panels(figure)[0])
+    assert "Strong: mean over 2 runs; faint: each run" in figure.caption
+    assert "n = 18" in figure.caption
 
 
 def test_merged_stacks_differ_by_outline_and_colour_stays_the_layer(table) -> None:
@@ -143,6 +146,29 @@ def test_merged_stacks_differ_by_outline_and_colour_stays_the_layer(table) -> No
     assert len({c.get_edgecolor().tobytes() for c in groups}) == 2
     assert {tuple(c.get_array()) for c in groups} == {(0, 1, 2, 3, 4, 5)}
     assert {"encoder", "decoder"} <= set(legend(figure))
+
+
+def band_edges(panel) -> np.ndarray:
+    """The two edges of the slope's band, as they are drawn."""
+    _, low, high = [line.get_ydata() for line in panel.lines if line.get_marker() != "."]
+    return np.array([low, high])
+
+
+def test_a_band_widens_the_axis_only_so_far_and_what_it_leaves_out_is_said(table) -> None:
+    metrics = table(methods=["FT"], modules=["q"])
+    fits = correlations(metrics)
+    spread = metrics["delta_m"].max() - metrics["delta_m"].min()
+    slope = fits.loc[fits["scope"] == "pooled", "slope"].iloc[0]
+    for wide, cut in ((0.1, False), (20.0, True)):
+        figure = scatter(
+            metrics, "q", correlations=fits.assign(slope_low=slope - wide, slope_high=slope + wide)
+        )
+        (panel,) = panels(figure)
+        low, high = panel.get_ylim()
+        edges = band_edges(panel)
+        assert bool(edges.min() < low or edges.max() > high) is cut
+        assert high - low < 2 * spread
+        assert ("The band goes on beyond the panel (FT)" in figure.caption) is cut
 
 
 def test_colour_is_the_layer_and_marker_the_step(table) -> None:
@@ -159,22 +185,22 @@ def test_many_steps_share_a_marker_and_the_legend_names_their_range(table) -> No
     figure = scatter(table(methods=["FT"], steps=range(100, 5001, 100), layers=(0, 1)), "q")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     ranges = [label for label in labels if label.startswith("step ")]
-    assert len(ranges) == 7
-    assert ranges[0].startswith("step 100–")
-    assert ranges[-1].endswith("–5000")
+    assert ranges == [
+        *("step 0–1000", "step 1001–2000", "step 2001–3000", "step 3001–4000", "step 4001–5000")
+    ]
 
 
 def test_panels_share_axes_unless_a_method_would_shrink_to_a_spot(table) -> None:
     alike = table(methods=["FT", "LoRA"])
     unlike = alike.copy()
     unlike.loc[unlike["method"] == "FT", ["delta_m", "delta_d"]] *= 100
-    note = "the axes differ from panel to panel"
+    note = "The axes differ from panel to panel"
 
     for metrics, share, expected in [(alike, None, True), (unlike, None, False), (unlike, True, True)]:
         figure = scatter(metrics, "q", share_axes=share)
         first, second = panels(figure)
         assert (first.get_xlim() == second.get_xlim()) is expected
-        assert (note in figure.get_suptitle()) is not expected
+        assert (note in figure.caption) is not expected
 
 
 def test_a_matrix_without_a_value_is_not_drawn_and_is_named(table) -> None:
@@ -182,7 +208,7 @@ def test_a_matrix_without_a_value_is_not_drawn_and_is_named(table) -> None:
     metrics.loc[0, "delta_d"] = math.nan
     figure = scatter(metrics, "q")
     assert len(drawn_points(panels(figure)[0])) == 17
-    assert "1 matrix without a value (FT)" in figure.get_suptitle()
+    assert "1 matrix without a value (FT)" in figure.caption
 
 
 def test_points_near_the_rounding_floor_are_hollow_and_counted(table) -> None:
@@ -196,22 +222,44 @@ def test_points_near_the_rounding_floor_are_hollow_and_counted(table) -> None:
     assert len(hollow.get_facecolor()) == 0
     assert not np.array_equal(*hollow.get_edgecolor())  # the layers' colours
     assert len(filled.get_facecolor()) == 4
-    assert "hollow: ΔD under 3 × what rounding makes by itself (2 of 6)" in figure.get_suptitle()
+    assert "Hollow: ΔD under 3 × what rounding makes by itself (2 of 6)" in figure.caption
 
 
-def test_the_heading_ends_with_the_reading_of_every_panel(table) -> None:
+def test_points_that_rounding_erased_are_hollow_and_told_apart_from_those_that_it_made(table) -> None:
+    metrics = table(methods=["FT"], steps=[None], modules=["q"])
+    on = metrics.assign(grid="on", delta_d_bias=[0.4, 0.66, 0.67, 0.9, 1.0, np.nan])
+    caption = scatter(on, "q").caption
+    assert "Hollow: rounding erased over a third of ΔD (2 of 6)" in caption
+    both = on.assign(floor_ratio=[np.nan, np.nan, np.nan, np.nan, np.nan, 2.0])
+    assert (
+        "Hollow: ΔD under 3 × what rounding makes by itself, or rounding erased over a third of ΔD (3 of 6)"
+        in scatter(both, "q").caption
+    )
+
+
+def test_null_dots_beyond_the_axes_are_told(table) -> None:
+    metrics = table(methods=["FT", "LoRA"], modules=["q"])
+    far = metrics.index[:3]
+    null = with_null(metrics)
+    null.loc[far, "null_delta_m"] *= 1000
+    assert "3 grey dots lie beyond the axes" in scatter(null, "q").caption
+    assert "beyond" not in scatter(with_null(metrics), "q").caption
+
+
+def test_the_caption_ends_with_the_reading_of_every_panel(table) -> None:
     metrics = table(methods=["FT", "LoRA"], steps=[None])
-    heading = scatter(metrics, "v").get_suptitle().replace("\n", " ")
+    caption = scatter(metrics, "v").caption
+    assert "trend" not in scatter(metrics.assign(step=7), "v", step=7).caption  # read of all steps
     said = readings(metrics).query("module == 'v'").groupby("method")["sentence"].agg(" ".join)
     for method in ("FT", "LoRA"):
-        assert f"{method}: {said[method]}" in heading
+        assert f"v, {method}: {said[method]}" in caption
 
 
 @pytest.mark.parametrize("layers", [(0,), (0, 1), (None,)])
 def test_too_few_points_have_no_line(table, layers) -> None:
     for panel in panels(scatter(table(steps=[None], layers=layers), "q")):
         assert not panel.lines
-        assert f"n = {len(layers)}: no line" in texts(panel)
+        assert f"n = {len(layers)}, no line" in texts(panel)
 
 
 def test_a_method_without_values_says_so(table) -> None:
@@ -222,7 +270,9 @@ def test_a_method_without_values_says_so(table) -> None:
 
 @pytest.mark.parametrize("axis", ["out", "in"])
 def test_the_figure_names_its_axis(table, axis) -> None:
-    assert f"(axis={axis})" in scatter(table().assign(axis=axis), "q").get_suptitle()
+    figure = scatter(table().assign(axis=axis), "q")
+    assert f"(axis {axis})" in figure.get_suptitle()
+    assert f"(one vector per {axis}put feature)" in figure.caption
 
 
 def test_two_axes_in_one_figure_are_refused(table) -> None:
@@ -231,7 +281,7 @@ def test_two_axes_in_one_figure_are_refused(table) -> None:
 
 
 def test_an_unknown_module_is_answered_with_the_known_ones(table) -> None:
-    with pytest.raises(ComparisonError, match="no module 'k' in the metrics table, which has q, v"):
+    with pytest.raises(ComparisonError, match="no module 'k' in the table, which has q, v"):
         scatter(table(), "k")
 
 

@@ -61,8 +61,10 @@ def test_on_the_grid_the_expected_biases_are_those_of_rounding_by_hand(
 ) -> None:
     both = biases(tmp_path, weights(which).to(dtype), dtype, size, axis)
     assert both.loc["d", "expected"] == pytest.approx(both.loc["d", "found"], rel=0.06)
-    # a mean of some hundred |m − m₀|; where most is erased, a vector's few large elements decide
-    assert both.loc["m", "expected"] == pytest.approx(both.loc["m", "found"], rel=0.08, abs=0.08)
+    if both.loc["m"].isna().any():  # most of what moves whole vectors would be erased
+        assert both.loc["m", "found"] < 0.8
+    else:  # a mean of some hundred |m − m₀|
+        assert both.loc["m", "expected"] == pytest.approx(both.loc["m", "found"], rel=0.08, abs=0.08)
 
 
 @AXES
@@ -88,21 +90,47 @@ def test_a_small_update_is_erased_on_the_grid_and_inflated_off_it(tmp_path: Path
     assert off.to_numpy() == pytest.approx([3.75, 3.75], rel=0.04)
 
 
+@AXES
 @HALF
-def test_a_real_update_is_erased_as_expected(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Of full tuning, whose elements are neither normal nor of one size, made smaller until much of it is erased."""
+@pytest.mark.parametrize(
+    "name", ["layers.0.self_attn.q_proj", "layers.4.self_attn.q_proj", "layers.7.mlp.up_proj"]
+)
+def test_a_real_update_is_erased_as_expected(
+    tmp_path: Path, name: str, dtype: torch.dtype, axis: str
+) -> None:
+    """Of full tuning, whose vectors grow and shrink more than by chance, made smaller until much of it is erased."""
     from safetensors.torch import load_file
 
     base, tuned = (
         load_file(Path("sample_checkpoints") / folder / "model.safetensors")
         for folder in ("base", "ft/checkpoint-240")
     )
-    name = next(name for name in base if "layers.4" in name and "q_proj" in name)
+    name = next(stored for stored in base if name in stored)
     W0, update = base[name].to(dtype), tuned[name].double() - base[name].double()
-    for smaller in (1, 1 / 10, 1 / 30, 1 / 100):
+    for smaller, off in ((1, 0.02), (1 / 10, 0.03), (1 / 30, 0.11), (1 / 100, 0.35)):
         W = W0.double() + smaller * update
-        row = measured(tmp_path / str(smaller), W0, W.to(dtype))
-        assert row.delta_d_bias == pytest.approx(row.delta_d / wd.delta_d(W0, W), rel=0.05)
+        row = measured(tmp_path / str(smaller), W0, W.to(dtype), axis)
+        assert row.delta_d_bias == pytest.approx(row.delta_d / wd.delta_d(W0, W, axis), rel=0.1)
+        if not np.isnan(row.delta_m_bias):
+            assert row.delta_m_bias == pytest.approx(row.delta_m / wd.delta_m(W0, W, axis), rel=off)
+
+
+@pytest.mark.parametrize("size", [0.004, 0.0025])
+def test_what_a_vectors_elements_have_in_common_is_erased_sooner_than_noise(
+    tmp_path: Path, size: float
+) -> None:
+    """W = (1 − c_j)·W₀ + noise: by the noise alone twice as much of ΔM would be left."""
+    W0, generator = weights("normal").bfloat16(), torch.Generator().manual_seed(2)
+    noise = size * 0.02 * torch.randn(W0.shape, generator=generator, dtype=torch.float64)
+    growth = 1 + size / 4 * torch.randn(W0.shape[0], 1, generator=generator, dtype=torch.float64) - size / 8
+    W = growth * W0.double() + noise
+    row = measured(tmp_path, W0, W.bfloat16())
+    found = row.delta_m / wd.delta_m(W0, W)
+    assert row.delta_m_bias == pytest.approx(found, rel=0.06)
+    off = measured(
+        tmp_path / "off", weights("normal"), (growth * weights("normal").double() + noise).bfloat16()
+    )
+    assert off.delta_m_bias == pytest.approx(1, abs=0.1)
 
 
 @HALF
@@ -133,8 +161,8 @@ def test_off_the_grid_no_bias_is_told_where_hardly_anything_but_rounding_is_ther
         (torch.float32, torch.float64, "on"),
         (torch.float32, torch.bfloat16, "off"),
         (torch.float64, torch.float16, "off"),
-        (torch.float16, torch.bfloat16, "off"),
-        (torch.bfloat16, torch.float16, "off"),  # some of N(0, 1e-5) are no numbers of float16
+        (torch.float16, torch.bfloat16, "mixed"),  # at 1e-5 float16 has few bits left, that bfloat16 has too
+        (torch.bfloat16, torch.float16, "mixed"),  # some of N(0, 1e-5) are no numbers of float16
     ],
 )
 def test_the_grid_follows_from_dtypes_and_values(
@@ -152,7 +180,30 @@ def test_a_wider_base_whose_values_lie_on_the_grid_is_on_it(tmp_path: Path, dtyp
     wide, same = (measured(tmp_path / str(base.dtype), base, W) for base in (W0.float(), W0))
     assert wide.grid == "on"
     columns = ["delta_d", "delta_d_floor", "delta_m_floor", "delta_d_bias", "delta_m_bias"]
-    assert wide[columns].tolist() == same[columns].tolist()
+    np.testing.assert_array_equal(wide[columns].astype(float), same[columns].astype(float))
+
+
+@AXES
+def test_a_base_that_is_mostly_on_the_grid_has_the_floors_and_biases_of_both(
+    tmp_path: Path, axis: str
+) -> None:
+    """bfloat16 in float16: only numbers under 2⁻¹⁷ lie off the grid. And a base of which a fifth was tuned before."""
+    generator = torch.Generator().manual_seed(4)
+    small = (2e-5 * torch.randn(256, 512, generator=generator)).bfloat16()
+    fifth = weights("normal").bfloat16().float()
+    fifth = torch.where(torch.rand(fifth.shape, generator=generator) < 0.2, weights("normal"), fifth)
+    for W0, dtype, size in ((small, torch.float16, 3e-8), (fifth, torch.bfloat16, 6e-5)):
+        W = W0.double() + size * torch.randn(W0.shape, generator=generator, dtype=torch.float64)
+        only_rounded, row = (
+            measured(tmp_path / f"{dtype}{place}", W0, stored.to(dtype), axis)
+            for place, stored in enumerate((W0, W))
+        )
+        assert only_rounded.grid == row.grid == "mixed"
+        assert only_rounded.delta_d_floor == pytest.approx(only_rounded.delta_d, rel=0.06)
+        assert only_rounded.delta_m_floor == pytest.approx(only_rounded.delta_m, rel=0.1)
+        assert only_rounded[["delta_m_bias", "delta_d_bias"]].isna().all()
+        assert row.delta_d_bias == pytest.approx(row.delta_d / wd.delta_d(W0, W, axis), rel=0.04)
+        assert row.delta_m_bias == pytest.approx(row.delta_m / wd.delta_m(W0, W, axis), rel=0.1)
 
 
 @HALF
@@ -163,7 +214,8 @@ def test_a_number_is_on_the_grid_exactly_where_rounding_leaves_it(dtype: torch.d
     )
     values = torch.cat([values, values.to(dtype).float(), torch.tensor([0.0, -0.0, 1.0, 65504.0, 65536.0])])
     for value in values:
-        assert lie_on_grid(value[None].double().numpy(), of_torch(dtype)) == (value.to(dtype) == value)
+        lies = lie_on_grid(value[None].double().numpy(), of_torch(dtype)).item()
+        assert lies == (value.to(dtype) == value)
 
 
 @pytest.mark.parametrize("tau", [0.06, 0.1, 0.3, 0.5, 0.9, 1.0, 1.1, 2.0, 7.0])
@@ -213,7 +265,8 @@ def test_parts_and_both_layouts_have_the_biases_of_a_matrix_of_their_own(tmp_pat
     of_parts = wd.compare(*files, modules="all", axis=axis).metrics.set_index("module")
     alone = measured(tmp_path, W0[64:128], W[64:128], axis)
     columns = ["delta_d_bias", "delta_m_bias"]
-    assert of_parts.loc["k", columns].tolist() == pytest.approx(alone[columns].tolist(), rel=1e-9)
+    of_k = of_parts.loc["k", columns].tolist()
+    assert of_k == pytest.approx(alone[columns].tolist(), rel=1e-9, nan_ok=True)
     assert (of_parts["delta_d_bias"] < 0.9).all()
 
 

@@ -26,6 +26,7 @@ from wdanalysis.measure.spectra import (
     stable_rank,
     subspace_similarity,
     top_singular,
+    values_and_right,
 )
 
 RNG = np.random.default_rng(0)
@@ -71,6 +72,25 @@ def test_all_singular_values_are_those_of_the_full_decomposition(shape: tuple[in
     np.testing.assert_allclose(
         singular_values(W), np.linalg.svd(W, compute_uv=False), rtol=1e-7, atol=1e-8 * np.linalg.norm(W, 2)
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [((300, 420), 12), ((420, 300), 12), ((300, 420), None), ((420, 300), None), ((40, 30), None)],
+)
+def test_all_values_and_top_right_vectors_are_those_of_the_full_decomposition(
+    shape: tuple[int, int], rank: int | None
+) -> None:
+    rng = np.random.default_rng(3)
+    W = rng.standard_normal(shape)
+    W = W if rank is None else W[:, :rank] @ np.diag(0.9 ** np.arange(rank)) @ W[:rank]
+    values, right = values_and_right(W, 16)
+    _, expected, Vh = np.linalg.svd(W)
+    np.testing.assert_allclose(values, expected, atol=1e-7 * expected[0])
+    assert right.shape == (shape[1], rank or 16)
+    np.testing.assert_allclose(subspace_angles(right, Vh[: right.shape[1]].T), 0, atol=1e-6)
+    cosines = np.abs(np.sum(right * Vh[: right.shape[1]].T, axis=0))
+    np.testing.assert_allclose(cosines, 1, atol=1e-6)
 
 
 def test_a_large_matrix_of_low_rank_has_no_more_singular_values_than_its_rank() -> None:
@@ -187,7 +207,7 @@ def test_a_matrix_with_nan_has_an_empty_row(tmp_path: Path) -> None:
     }
     base, ft = write(tmp_path / "base.safetensors", weights), write(tmp_path / "ft.safetensors", broken)
     table = wd.compare(base, ft, modules="q", spectra=True).spectra.matrices.set_index("layer")
-    assert table.loc[0, "rank":].isna().all()
+    assert table.loc[0, "rank":].drop("run").isna().all()
     assert table.loc[1, "intruder_dimensions"] == 0
 
 
@@ -207,8 +227,8 @@ def test_without_being_asked_no_spectra_are_taken(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_spectra_that_were_taken(tmp_path: Path) -> None:
-    def stop(done: int, _: int) -> None:
-        if done == 2:
+    def stop(phase: str, done: int, _: int) -> None:
+        if phase == "singular values" and done == 2:
             raise KeyboardInterrupt
 
     weights = llama(size=16)
@@ -217,7 +237,7 @@ def test_ctrl_c_keeps_the_spectra_that_were_taken(tmp_path: Path) -> None:
         write(tmp_path / "ft.safetensors", moved(weights)),
     )
     with pytest.raises(Interrupted) as interrupted:
-        wd.compare(base, ft, spectra=True, spectra_progress=stop)
+        wd.compare(base, ft, spectra=True, progress=stop)
     partial = interrupted.value.comparison
     partial.save(tmp_path / "out", figures=[], report=False)
     loaded = wd.Comparison.load(tmp_path / "out")

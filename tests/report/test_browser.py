@@ -14,6 +14,8 @@ import pytest
 from report_page import HOSTILE, LAYERS, METHODS, STEPS, Reader, messages
 from scipy.stats import linregress
 
+from wdanalysis.analysis.floors import near_floor
+
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
@@ -188,6 +190,14 @@ def test_the_charts_follow_the_dark_scheme(chromium: Chrome, page: Path) -> None
     assert all(light != dark for light, dark in zip(*colours.values(), strict=True))
 
 
+def test_marked_points_are_hollow_and_counted(reader: Reader, comparison: Comparison) -> None:
+    marked = near_floor(comparison.metrics)
+    filled = reader.run("return Array.from(source.data.filled)")
+    assert [value == 0 for value in filled] == marked.tolist()
+    why = "hollow: ΔD under 3 × what rounding makes by itself"
+    assert f"{why} ({marked.sum()} of {len(marked)})" in reader.find("#scatter-legend").text
+
+
 @pytest.fixture
 def full_reader(chromium: Chrome, full_page: Path) -> Iterator[Reader]:
     return Reader(chromium, full_page).open()
@@ -203,6 +213,14 @@ def test_the_null_is_drawn_behind_the_points_of_each_panel(
         assert len(data["x"]) == len(rows)
         assert (pd.Series(data["low"]) < pd.Series(data["y"])).all()
     assert "null: updates without structure" in full_reader.find("#scatter-legend").text
+
+
+def test_null_dots_beyond_the_axes_are_told(full_reader: Reader) -> None:
+    assert "beyond the axes" not in full_reader.find("#scatters").text
+    full_reader.run("nulls.filter(isShown).slice(0, 2).forEach((row) => { row.delta_m *= 1000; }); update();")
+    first, *others = full_reader.all("#scatters figure")
+    assert "2 null dots lie beyond the axes" in first.text
+    assert all("beyond" not in other.text for other in others)
 
 
 def test_each_panel_says_how_r_depends_on_one_layer_and_what_the_null_gives(full_reader: Reader) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from report_page import HOSTILE, METHODS, make_comparison
@@ -112,6 +113,18 @@ def test_many_rows_are_thinned_evenly_and_the_page_says_so(monkeypatch: pytest.M
     assert kept["method"].value_counts().between(6, 7).all()
     few = make_comparison(methods=("FT",), layers=1)
     assert "Thinned" not in report.render(Findings(few.metrics), few.run)
+
+
+def test_rows_that_rounding_made_or_erased_are_marked_for_the_charts() -> None:
+    made = make_comparison(methods=("FT",), layers=3)
+    metrics = made.metrics.assign(floor_ratio=9.0, grid="on", delta_d_bias=np.nan)
+    metrics.loc[2, "floor_ratio"] = 2.0
+    only_made = content.data(Findings(metrics), made.run)["marked"]
+    metrics.loc[5, "delta_d_bias"] = 0.5
+    marked = content.data(Findings(metrics), made.run)["marked"]
+    assert [row for row, is_marked in enumerate(marked["rows"]) if is_marked] == [2, 5]
+    assert only_made["why"] == "ΔD under 3 × what rounding makes by itself"
+    assert marked["why"] == f"{only_made['why']}, or rounding erased over a third of ΔD"
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

@@ -15,8 +15,8 @@ SIGNIFICANT = 0.05
 """A trend whose q-value is not below is none."""
 
 RESTS = 0.5
-"""An r this far from zero that changes its sign without one layer is said to rest on that layer; so is a significant
-one that is not so without one layer and loses this part of itself."""
+"""An r this far from zero that changes its sign without one layer is said to rest on that layer, from ten layers on
+(`_least_that_rests`); so is a significant one that is not so without one layer and loses this part of itself."""
 
 RISES, FALLS, NONE = "rises", "falls", "none"
 AS_CHANCE = "as chance"
@@ -35,10 +35,10 @@ def badge(within_step: Mapping[str, Any] | pd.Series) -> str:
     Returns
     -------
     str
-        `TOO_FEW` under `FEWEST_LAYERS` layers; `ONE_LAYER` where an r of `RESTS` or more changes its sign without one
-        layer, or a significant one is none and falls by the part `RESTS`; `NONE` where there is no trend else;
-        `AS_CHANCE` where r lies in the band of updates without structure (columns r_null_low and r_null_high, where the
-        table has them); otherwise `RISES` or `FALLS`.
+        `TOO_FEW` under `FEWEST_LAYERS` layers; `ONE_LAYER` where an r of `RESTS` or more (with fewer than ten layers,
+        of 1.5 standard deviations of chance's r) changes its sign without one layer, or a significant one is none and
+        falls by the part `RESTS`; `NONE` where there is no trend else; `AS_CHANCE` where r lies in the band of updates
+        without structure (columns r_null_low and r_null_high, where the table has them); otherwise `RISES` or `FALLS`.
 
     Examples
     --------
@@ -54,7 +54,11 @@ def badge(within_step: Mapping[str, Any] | pd.Series) -> str:
     turned = without_most_moving(within_step)
     flips = r * turned <= 0
     if flips or not (significant and is_significant(_number(within_step, "leave_out_p"))):
-        rests = abs(r) >= RESTS if flips else significant and abs(turned) <= RESTS * abs(r)
+        rests = (
+            abs(r) >= _least_that_rests(within_step)
+            if flips
+            else significant and abs(turned) <= RESTS * abs(r)
+        )
         return ONE_LAYER if rests else NONE
     if _number(within_step, "r_null_low") <= r <= _number(within_step, "r_null_high"):
         return AS_CHANCE
@@ -70,6 +74,11 @@ def without_most_moving(row: Mapping[str, Any] | pd.Series) -> float:
     """The r without the layer that moves it most."""
     ends = (_number(row, "leave_out_low"), _number(row, "leave_out_high"))
     return max(ends, key=lambda without: abs(without - row["pearson_r"]))
+
+
+def _least_that_rests(row: Mapping[str, Any] | pd.Series) -> float:
+    """1.5/√(L − 1), 1.5 standard deviations of the r of L layers by chance, and at least `RESTS`."""
+    return max(RESTS, 1.5 / math.sqrt(_number(row, "layers") - 1))
 
 
 def _number(row: Mapping[str, Any] | pd.Series, name: str) -> float:

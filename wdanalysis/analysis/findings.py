@@ -83,4 +83,4 @@ class Findings:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """See `wdanalysis.analysis.prediction.predictions`."""
-        return prediction.predictions(self.averaged, self.schedules)
+        return prediction.predictions(self.metrics, self.schedules)

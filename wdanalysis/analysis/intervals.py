@@ -8,7 +8,7 @@ simulation by which the interval was chosen.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import permutations
 from math import factorial
 
@@ -30,7 +30,12 @@ PERMUTATIONS = 5040
 
 PERMUTATION_SEED = 0
 
+AT_ONCE = 2520
+"""So many orders are weighed at once: their arrays stay in the cache."""
+
 NAN = float("nan")
+
+Numbers = float | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -46,32 +51,28 @@ class ByLayer:
     leave_out_layer
         The place, among the layers, of the one that moves r most; −1 where there is none.
     t
-        Half-width of an interval in standard errors.
+        Half-width of the slope's interval in standard errors.
     level_variance, level_slope_covariance, slope_variance
         Of the line's height at the mean of x, and of its slope.
     """
 
-    r_low: float = NAN
-    r_high: float = NAN
-    slope_low: float = NAN
-    slope_high: float = NAN
-    leave_out_low: float = NAN
-    leave_out_high: float = NAN
-    leave_out_layer: int = -1
-    t: float = NAN
-    level_variance: float = NAN
-    level_slope_covariance: float = NAN
-    slope_variance: float = NAN
+    r_low: Numbers = NAN
+    r_high: Numbers = NAN
+    slope_low: Numbers = NAN
+    slope_high: Numbers = NAN
+    leave_out_low: Numbers = NAN
+    leave_out_high: Numbers = NAN
+    leave_out_layer: int | NDArray[np.intp] = -1
+    t: Numbers = NAN
+    level_variance: Numbers = NAN
+    level_slope_covariance: Numbers = NAN
+    slope_variance: Numbers = NAN
 
 
 def by_layer(
     u: NDArray[np.float64], v: NDArray[np.float64], group: NDArray[np.intp], layer: NDArray[np.intp]
 ) -> ByLayer:
     """Leave out each layer in turn (the jackknife), for r on the scale of Fisher's z = artanh r and for the slope.
-
-    The standard error is √((L − 1)/L · Σ (z₍ₗ₎ − mean)²); the half-width is Student's t times it. Its degrees of
-    freedom are √((L − 1)·K): K = 1/Σ share² is the number of layers that carry the spread, with a layer's share in the
-    sum of squares of x or of y, whichever has fewer. Where all layers weigh the same, that is about L − 1.
 
     Parameters
     ----------
@@ -83,40 +84,65 @@ def by_layer(
     Returns
     -------
     ByLayer
-        All NaN under `FEWEST_LAYERS` layers, and where the points without some layer have no line.
+        Numbers. All NaN under `FEWEST_LAYERS` layers, and where the points without some layer have no line.
     """
     count = int(layer.max(initial=-1)) + 1
     if count < FEWEST_LAYERS:
         return ByLayer()
     terms = (np.ones_like(u), u, v, u * u, u * v, v * v)
     groups, cell = int(group.max()) + 1, group * count + layer
-    sums = np.array([np.bincount(cell, term, groups * count) for term in terms]).reshape(6, groups, count)
-    total = sums.sum(axis=2, keepdims=True)
-    uu, uv, vv = _centred(total - sums)
-    all_uu, all_uv, all_vv = (float(whole[0]) for whole in _centred(total))
-    if (uu <= LEAST_SPREAD * len(u)).any() or (vv <= LEAST_SPREAD * len(u)).any():
-        return ByLayer()
-    r, slope = _r(all_uu, all_uv, all_vv), all_uv / all_uu
+    sums = np.array([np.bincount(cell, term, groups * count) for term in terms])
+    return from_sums(sums.reshape(6, groups, count))
+
+
+def from_sums(sums: NDArray[np.float64]) -> ByLayer:
+    """Take what the layers say from sums over the points of each group and layer.
+
+    The variance is c · Σ (z₍ₗ₎ − mean)². By Fisher, z of n points in G groups has the variance 1/(n − G − 2); the
+    jackknife sees that of the points without a layer, so c is the ratio of the two. The half-width is Student's t times
+    the standard error. Its degrees of freedom are √((L − 1)·K): K = 1/Σ share² is the number of layers that carry the
+    variance, with a layer's share in that sum.
+
+    Parameters
+    ----------
+    sums
+        (6, ..., groups, layers) sums of 1, u, v, u², uv and v².
+
+    Returns
+    -------
+    ByLayer
+        Arrays of the shape `...`.
+    """
+    total = sums.sum(axis=-1, keepdims=True)
+    without = total - sums
+    uu, uv, vv = _centred(without)
+    all_uu, all_uv, all_vv = _centred(total)
+    left, freedom = _freedom(without[0]), _freedom(total[0])
+    least = LEAST_SPREAD * total[0].sum(axis=-2)
+    has_line = ((uu > least) & (vv > least) & (left >= 1)).all(axis=-1, keepdims=True)
+    uu, vv, freedom = (np.where(has_line, values, NAN) for values in (uu, vv, freedom))
+    per = left.mean(axis=-1, keepdims=True) / freedom
+    r, slope = _r(all_uu, all_uv, all_vv)[..., 0], (all_uv / all_uu)[..., 0]
     without_r, without_slope = _r(uu, uv, vv), uv / uu
-    n, su, sv = (total - sums)[:3].sum(axis=1)
-    without_level = sv / n - without_slope * su / n  # at u = 0, the mean of all
-    z, without_z = _fisher(r), _fisher(without_r)
-    t = stdtrit(np.sqrt((count - 1) * _carrying(u, v, group, layer)), 0.5 + CONFIDENCE / 2)
-    z_width = t * np.sqrt(_covariance(without_z, without_z))
-    slope_width = t * np.sqrt(_covariance(without_slope, without_slope))
-    low, high = (np.tanh(z - z_width), np.tanh(z + z_width)) if z_width else (r, r)
+    n, su, sv = without[:3].sum(axis=-2)
+    of_level = _less_mean(sv / n - without_slope * su / n)  # the height at u = 0, the mean of all
+    of_slope, of_z = _less_mean(without_slope), _less_mean(_fisher(without_r))
+    z, z_width = _fisher(r), _student(of_z) * np.sqrt((per * of_z**2).sum(axis=-1))
+    t, slope_variance = _student(of_slope), (per * of_slope**2).sum(axis=-1)
+    slope_width = t * np.sqrt(slope_variance)
+    moves = np.abs(without_r - r[..., None])
     return ByLayer(
-        r_low=float(low),
-        r_high=float(high),
-        slope_low=float(slope - slope_width),
-        slope_high=float(slope + slope_width),
-        leave_out_low=float(without_r.min()),
-        leave_out_high=float(without_r.max()),
-        leave_out_layer=int(np.abs(without_r - r).argmax()),
-        t=float(t),
-        level_variance=_covariance(without_level, without_level),
-        level_slope_covariance=_covariance(without_level, without_slope),
-        slope_variance=_covariance(without_slope, without_slope),
+        r_low=np.where(z_width == 0, r, np.tanh(z - z_width)),
+        r_high=np.where(z_width == 0, r, np.tanh(z + z_width)),
+        slope_low=slope - slope_width,
+        slope_high=slope + slope_width,
+        leave_out_low=without_r.min(axis=-1),
+        leave_out_high=without_r.max(axis=-1),
+        leave_out_layer=np.where(has_line[..., 0], moves.argmax(axis=-1), -1),
+        t=t,
+        level_variance=(per * of_level**2).sum(axis=-1),
+        level_slope_covariance=(per * of_level * of_slope).sum(axis=-1),
+        slope_variance=slope_variance,
     )
 
 
@@ -127,16 +153,18 @@ def permutation_p(
     layer: NDArray[np.intp],
     fewest: int = FEWEST_LAYERS,
 ) -> float:
-    """Exchange whole paths of v among the layers, and count how often the covariance comes out as far from their mean.
+    """Exchange whole paths of v among the layers, and count how often their order comes out as telling.
 
-    Exact where the layers' ΔM, over all steps, have nothing to do with their ΔD: every order of the layers is then
-    as likely as the one observed. The mean over all orders is the product of the steps' means, which no order changes:
-    what is tested is the covariance of layers at the same step, whatever the scope of r.
+    The statistic is |z|/se, of Fisher's z of the correlation of the layers' ranks at the same step: with a and b the
+    shares of a layer's ranks in the sum of squares of u and of v, and p in the sum of products, r = Σ p and
+    se = √Σ (p − r·(a + b)/2)² / (1 − r²). Exact where the layers' u, over all steps, have nothing to do with their v:
+    every order of the layers is then as likely as the one observed. Ranks and the division by the standard error hold
+    the error near its level where u and v have a scale in common, and so are uncorrelated but not independent.
 
     Parameters
     ----------
     u, v
-        (n,) finite numbers, any groups' means taken out.
+        (n,) finite numbers of order one, any groups' means taken out.
     step, layer
         (n,) codes from 0 on. Several points of a layer at one step are told apart by their order.
     fewest
@@ -157,12 +185,7 @@ def permutation_p(
     count = paths.shape[1]
     if count < fewest:
         return NAN
-    of_u, of_v = paths - paths.mean(axis=1, keepdims=True)
-    product = (of_u @ of_v.T).ravel()
-    found = np.abs(product[_orders(count)].sum(axis=1))
-    observed = abs(product[:: count + 1].sum())
-    scale = np.sqrt((of_u**2).sum() * (of_v**2).sum())
-    return float((found >= observed - 1e-12 * scale).mean())  # equal but for rounding counts as equal
+    return _p_of(_twice_centred_ranks(paths).tobytes(), count)
 
 
 def false_discovery(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -192,14 +215,19 @@ def false_discovery(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _centred(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(3, L) sums of squares and products about the groups' means, from (6, groups, L) plain sums."""
+    """(3, ..., L) sums of squares and products about the groups' means, from (6, ..., groups, L) plain sums."""
     n, su, sv, suu, suv, svv = sums
     per = 1 / np.maximum(n, 1)  # a group without a point adds nothing
-    return np.asarray(np.array([suu - su * su * per, suv - su * sv * per, svv - sv * sv * per]).sum(axis=1))
+    return np.asarray(np.array([suu - su * su * per, suv - su * sv * per, svv - sv * sv * per]).sum(axis=-2))
 
 
-def _r(uu: ArrayLike, uv: ArrayLike, vv: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(np.clip(np.asarray(uv) / np.sqrt(np.asarray(uu) * np.asarray(vv)), -1, 1))
+def _freedom(n: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points less groups less 2, (..., L) from the (..., groups, L) numbers of points."""
+    return np.asarray((n - (n > 0)).sum(axis=-2) - 2)
+
+
+def _r(uu: NDArray[np.float64], uv: NDArray[np.float64], vv: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.clip(uv / np.sqrt(uu * vv), -1, 1))
 
 
 def _fisher(r: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -208,23 +236,58 @@ def _fisher(r: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.arctanh(np.clip(r, -most, most)))
 
 
-def _covariance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """The jackknife's, of two statistics without each of the layers."""
-    count = len(one)
-    return float((count - 1) / count * ((one - one.mean()) @ (other - other.mean())))
+def _less_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(values - values.mean(axis=-1, keepdims=True))
 
 
-def _carrying(
-    u: NDArray[np.float64], v: NDArray[np.float64], group: NDArray[np.intp], layer: NDArray[np.intp]
-) -> float:
-    """How many layers carry the spread: 1/Σ share², the less of that of u and of v."""
-    n = np.bincount(group)
-    found = []
-    for values in (u, v):
-        means = np.bincount(group, values) / n
-        share = np.bincount(layer, (values - means[group]) ** 2)
-        found.append(share.sum() ** 2 / (share @ share))
-    return float(min(found))
+def _student(moved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Student's t for a variance that is a sum of the squares of (..., L) numbers."""
+    squares = moved * moved
+    whole = squares.sum(axis=-1)
+    with np.errstate(invalid="ignore"):  # 0/0: nothing moves it, and t has nothing to widen
+        carrying = whole * whole / (squares * squares).sum(axis=-1)
+    freedom = np.sqrt((moved.shape[-1] - 1) * np.where(whole > 0, carrying, 1))
+    return np.asarray(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
+
+
+def _twice_centred_ranks(paths: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Ranks of the layers less their mean, doubled, at each step; of (2, layers, cells) numbers of order one."""
+    at_step = np.ascontiguousarray(paths.transpose(0, 2, 1))
+    apart = at_step[..., :, None] - at_step[..., None, :]
+    ranks = np.count_nonzero(apart > LEAST_SPREAD, axis=-1) - np.count_nonzero(apart < -LEAST_SPREAD, axis=-1)
+    return np.asarray(ranks.transpose(0, 2, 1))
+
+
+@lru_cache(
+    maxsize=64
+)  # a panel's pooled points have the same ranks at each step as those less their step's mean
+def _p_of(twice_ranks: bytes, count: int) -> float:
+    """The p-value of (2, count, cells) ranks."""
+    of_u, of_v = ranks = np.frombuffer(twice_ranks, np.intp).reshape(2, count, -1).astype(np.float64)
+    squares = (ranks**2).sum(axis=2)
+    whole = squares.sum(axis=1, keepdims=True)
+    if not whole.all():
+        return 1.0  # all layers are alike: no order differs
+    a, b = squares / whole
+    product, shares = of_u @ of_v.T / np.sqrt(whole.prod()), (a[:, None] + b) / 2
+    orders = _orders(count)
+    found = np.concatenate(
+        [_telling(product, shares, orders[at : at + AT_ONCE]) for at in range(0, len(orders), AT_ONCE)]
+    )
+    return float((found >= found[0] * (1 - 1e-9)).mean())  # equal but for rounding counts as equal
+
+
+def _telling(
+    product: NDArray[np.float64], shares: NDArray[np.float64], orders: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """(z/se)² of each order, from what each pair of layers adds to r and to the two sums of squares."""
+    of_layer = product.take(orders)
+    r = of_layer @ np.ones(len(product))
+    of_layer -= r[:, None] * shares.take(orders)
+    spread = np.einsum("ij,ij->i", of_layer, of_layer)
+    found = np.full(len(r), np.inf)  # ranks that agree wholly
+    np.divide((_fisher(r) * (1 - r * r)) ** 2, spread, out=found, where=spread > LEAST_SPREAD)
+    return found
 
 
 def _cells(step: NDArray[np.intp], layer: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ PANEL = ("method", "module", "axis")
 _READ = (
     *("method", "module", "axis", "step", "layer", "delta_m", "delta_d"),
     *("shrink", "delta_m_unshrunk", "floor_ratio", "delta_d_median", "delta_d_max"),
-    *("unchanged_fraction", "tuned_dtype"),
+    *("unchanged_fraction", "tuned_dtype", "vectors", "length", "rank"),
 )
 """Columns that every panel's rows have; those that the table lacks are empty."""
 
@@ -43,6 +44,16 @@ class Panel:
     pooled: Mapping[str, Any]
     within_step: Mapping[str, Any]
     panels: int
+
+    @cached_property
+    def is_unchanged(self) -> bool:
+        """Whether ΔM and ΔD of every matrix are 0."""
+        return len(self.rows) > 0 and not self.rows[["delta_m", "delta_d"]].any(axis=None)
+
+    @property
+    def points(self) -> Points:
+        """Its rows as points."""
+        return Points.of(self.rows)
 
     @property
     def unshrunk(self) -> Fit:

@@ -19,15 +19,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from wdanalysis.analysis.table import labels
 from wdanalysis.checkpoints.schedules import Schedule, ScheduleSums
 
 _SUMS = tuple(field.name for field in dataclasses.fields(ScheduleSums))
-SCHEDULE_COLUMNS = ("method", "step", *_SUMS, "source")
+SCHEDULE_COLUMNS = ("method", "step", *_SUMS, "source", "run")
 """The columns of `schedule_table`."""
+
+_CHECKPOINT = ("method", "run", "step")
 
 PREDICTION_COLUMNS = (
     *("method", "module", "axis", "step", "layer", "name", "law", "quantity", "predicted", "observed"),
-    *("fitted", "r2", "bias", "p_value", "q_value"),
+    *("fitted", "r2", "bias", "p_value", "q_value", "run"),
 )
 """The columns of `predictions`."""
 
@@ -142,16 +145,16 @@ def mean_absolute_normal(mean: ArrayLike, sd: ArrayLike) -> NDArray[np.float64]:
 
 
 def schedule_table(
-    schedules: Mapping[str, Schedule], steps: Iterable[tuple[str, int | None]]
+    schedules: Mapping[tuple[str, str], Schedule], checkpoints: Iterable[tuple[str, str, int | None]]
 ) -> pd.DataFrame:
     """Sum up the schedules at the steps of checkpoints.
 
     Parameters
     ----------
     schedules
-        By method; a method without one gets no row.
-    steps
-        Method and step of each checkpoint. One whose step is not known counts as the run's last.
+        By method and run, which is "" where a method has one; a run without a schedule gets no row.
+    checkpoints
+        Method, run and step of each. One whose step is not known counts as the run's last.
 
     Returns
     -------
@@ -159,12 +162,12 @@ def schedule_table(
         `SCHEDULE_COLUMNS`, a row for every checkpoint that lies within its schedule.
     """
     rows = []
-    for method, step in dict.fromkeys(steps):
-        schedule = schedules.get(method)
-        sums = schedule and schedule.sums(len(schedule.learning_rates) if step is None else step)
-        if sums:
-            source = schedules[method].source
-            rows.append({"method": method, "step": step, **dataclasses.asdict(sums), "source": source})
+    for method, run, step in dict.fromkeys(checkpoints):
+        if (schedule := schedules.get((method, run))) is None:
+            continue
+        if sums := schedule.sums(len(schedule.learning_rates) if step is None else step):
+            whose = {"method": method, "run": run, "step": step, "source": schedule.source}
+            rows.append(whose | dataclasses.asdict(sums))
     table = pd.DataFrame(rows, columns=list(SCHEDULE_COLUMNS))
     return table.astype({"step": "Int64", **dict.fromkeys(_SUMS, "float64")})
 
@@ -183,18 +186,19 @@ def predictions(metrics: pd.DataFrame, schedules: pd.DataFrame | None = None) ->
     Returns
     -------
     DataFrame
-        `PREDICTION_COLUMNS`, a row for every step and matrix that a law speaks of. Of the whole panel (method, module
-        and law) are `fitted`, the fitted factor (empty for laws without); `r2` = 1 − Σ(observed − predicted)² /
-        Σ(observed − mean observed)², which is negative where a law without a fit does worse than the panel's own mean;
-        `bias`, mean predicted over mean observed less 1; `p_value`, the share of permutations of the layers that fit
-        as well (empty where all layers get the same prediction), and `q_value`, the same with the false discovery
-        rate over the panels held (Benjamini and Hochberg).
+        `PREDICTION_COLUMNS`, a row for every run, step and matrix that a law speaks of. Of the whole panel (method,
+        run, module and law) are `fitted`, the fitted factor (empty for laws without); `r2` = 1 − Σ(observed −
+        predicted)² / Σ(observed − mean observed)², which is negative where a law without a fit does worse than the
+        panel's own mean; `bias`, mean predicted over mean observed less 1; `p_value`, the share of permutations of
+        the layers that fit as well (empty where all layers get the same prediction), and `q_value`, the same with the
+        false discovery rate over the panels held (Benjamini and Hochberg).
     """
     sums = schedule_table({}, ()) if schedules is None else schedules
-    rows = metrics.merge(sums[["method", "step", *_SUMS]], on=["method", "step"], how="left")
+    rows = metrics.assign(run=labels(metrics, "run"))
+    rows = rows.merge(sums[[*_CHECKPOINT, *_SUMS]], on=list(_CHECKPOINT), how="left")
     told = pd.concat([_told_by(name, law, rows) for name, law in LAWS.items()]).sort_index()
     x, y = told["predicted"].to_numpy(float), told["observed"].to_numpy(float)
-    panels = [*told.groupby(["method", "module", "axis", "law"], sort=False).indices.values()]
+    panels = [*told.groupby(["method", "run", "module", "axis", "law"], sort=False).indices.values()]
     fits = [_fit(x[at], y[at], told.iloc[at], fitted=LAWS[told["law"].iloc[at[0]]].fitted) for at in panels]
     q_values = _q_values([fit.p_value for fit in fits])
     of_panels = np.full((len(told), 5), np.nan)
@@ -205,28 +209,47 @@ def predictions(metrics: pd.DataFrame, schedules: pd.DataFrame | None = None) ->
     return told[list(PREDICTION_COLUMNS)].reset_index(drop=True)
 
 
-def reading(panel: pd.DataFrame) -> str | None:
-    """The sentence of one panel's predictions where its law holds; None where it does not.
+def holds(panel: pd.DataFrame) -> bool:
+    """Whether the law of one panel's predictions, of one run, holds.
 
-    It holds where R² ≥ `LEAST_R2`, |bias| ≤ `MOST_BIAS`, from `FEWEST_LAYERS` matrices; and where no other order of the
+    It does where R² ≥ `LEAST_R2`, |bias| ≤ `MOST_BIAS`, from `FEWEST_LAYERS` matrices; and where no other order of the
     layers would do as well (`q_value` ≤ `SIGNIFICANT`), or, if the law tells none apart, from `FEWEST_STEPS` steps.
     """
     first = panel.iloc[0]
-    tells_layers_apart = pd.notna(first["p_value"])
-    if tells_layers_apart and not first["q_value"] <= SIGNIFICANT:
+    if _tells_layers_apart(panel):
+        is_no_chance = first["q_value"] <= SIGNIFICANT
+    else:
+        is_no_chance = panel["step"].nunique() >= FEWEST_STEPS
+    return bool(
+        is_no_chance
+        and panel["name"].nunique() >= FEWEST_LAYERS
+        and first["r2"] >= LEAST_R2
+        and abs(first["bias"]) <= MOST_BIAS
+    )
+
+
+def reading(panel: pd.DataFrame) -> str | None:
+    """The sentence of one panel's predictions where its law holds in every run; None where it does not.
+
+    The numbers of several runs are those of the run with the least R².
+    """
+    runs = [of_run for _, of_run in panel.groupby(labels(panel, "run"), sort=False)]
+    if not all(map(holds, runs)):
         return None
-    if not tells_layers_apart and panel["step"].nunique() < FEWEST_STEPS:
-        return None
-    if panel["name"].nunique() < FEWEST_LAYERS:
-        return None
-    if not (first["r2"] >= LEAST_R2 and abs(first["bias"]) <= MOST_BIAS):
-        return None
-    decay = " and shrink by weight decay" if tells_layers_apart else ""
-    return LAWS[first["law"]].sentence.format(r2=first["r2"], fitted=first["fitted"], decay=decay)
+    worst = min(runs, key=lambda of_run: float(of_run["r2"].iloc[0]))
+    law, r2, fitted = worst[["law", "r2", "fitted"]].iloc[0]
+    decay = " and shrink by weight decay" if _tells_layers_apart(worst) else ""
+    sentence = LAWS[law].sentence.format(r2=r2, fitted=fitted, decay=decay)
+    of_runs = f" This R² is the least of {len(runs)} runs." if len(runs) > 1 else ""
+    return f"{sentence}{of_runs}"
+
+
+def _tells_layers_apart(panel: pd.DataFrame) -> bool:
+    return bool(pd.notna(panel["p_value"].iloc[0]))
 
 
 def readings(table: pd.DataFrame) -> pd.DataFrame:
-    """Read every panel of `predictions`: method, module, axis, rule (``prediction``) and sentence."""
+    """Read every panel of `predictions`, all runs of it: method, module, axis, rule (``prediction``) and sentence."""
     panels = table.groupby(["method", "module", "axis", "law"], sort=False)
     read = [(key, reading(panel)) for key, panel in panels]
     rows = [(*key[:3], "prediction", sentence) for key, sentence in read if sentence is not None]

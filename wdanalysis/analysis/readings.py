@@ -12,7 +12,10 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import chdtri
 
 from wdanalysis.analysis import nulls
 from wdanalysis.analysis.badges import (
@@ -26,9 +29,12 @@ from wdanalysis.analysis.badges import (
     is_significant,
     without_most_moving,
 )
-from wdanalysis.analysis.floors import NEAR_FLOOR, erased
+from wdanalysis.analysis.floors import NEAR_FLOOR, erased, near_floor
 from wdanalysis.analysis.intervals import FEWEST_LAYERS
+from wdanalysis.analysis.jackknife import apart_from_zero, fisher, interval
 from wdanalysis.analysis.panel import Panel, panels
+from wdanalysis.analysis.regression import Points, choose_steps
+from wdanalysis.analysis.table import units
 
 READING_COLUMNS = ("method", "module", "axis", "rule", "sentence")
 """The columns of `readings`."""
@@ -37,7 +43,7 @@ MIXES = 0.3
 """A pooled r this far from that of layers at the same step is taken apart in a sentence."""
 
 EITHER_SIGN = 0.1
-"""Choices of steps are said to decide the sign where r reaches this far on both sides of zero."""
+"""The range of r over the choices of steps is told where it reaches this far on both sides of zero."""
 
 LARGE_SHRINK_SHARE = 0.5
 """A uniform shrink is worth a sentence where it explains this share of ΔM."""
@@ -46,18 +52,22 @@ ONE_FACTOR = 0.2
 """Layers share one factor where their factors' standard deviation is at most this part of their mean."""
 
 MUCH_ERASED = 0.1
-"""From this share on it is said how much of ΔD rounding erased."""
+"""From this share on it is said how much of a random update's ΔD rounding erases."""
 
 MOSTLY_UNCHANGED = 0.5
 """The share of unchanged elements from which on it is said."""
 
-FEW_VECTORS = 10.0
-"""A few vectors are said to have moved most where the largest 1 − cos is this many times the median."""
+FEW_VECTORS = 25.0
+"""A vector is said to have turned far more than most where its 1 − cos is this many times the median (and so its angle
+five times), and twice what chance gives."""
+
+BY_CHANCE = 0.05
+"""Among alike vectors, the largest 1 − cos exceeds what is said to be chance's in this share of matrices."""
 
 
 def unchanged(panel: Panel) -> str | None:
     """Nothing moved: ΔM and ΔD of every matrix are 0."""
-    if len(panel.rows) and not panel.rows[["delta_m", "delta_d"]].any(axis=None):
+    if panel.is_unchanged:
         return "Nothing changed: every compared matrix equals the base."
     return None
 
@@ -65,11 +75,11 @@ def unchanged(panel: Panel) -> str | None:
 def trend(panel: Panel) -> str | None:
     """How ΔM goes with ΔD across the layers at the same step, with the badge's rule, or why nothing is read.
 
-    A trend is told where q < 0.05 over the panels of the table, also without the layer that moves r most p <
-    0.05 with the same sign, and r is outside the band of updates without structure, where that is known; where
+    A trend is told where q < 0.05 over the panels of the table, p < 0.05 with the same sign without the layer that
+    moves r most, and r is outside the band of updates without structure, where that is known; where
     r is inside it, nothing is said here.
     """
-    if unchanged(panel) or panel.rows.empty:
+    if panel.is_unchanged or panel.rows.empty:
         return None
     row = panel.within_step
     found, layers = badge(row), row["layers"]
@@ -112,39 +122,55 @@ def chance(panel: Panel) -> str | None:
     row = panel.pooled
     low, high = row.get("r_null_low", math.nan), row.get("r_null_high", math.nan)
     updates = set(panel.rows["update"].dropna()) if "update" in panel.rows else set()
-    if unchanged(panel) or len(updates) != 1:
+    if panel.is_unchanged or len(updates) != 1:
         return None
     return nulls.reading(row["pearson_r"], low, high, update=str(updates.pop()))
 
 
 def pooled_parts(panel: Panel) -> str | None:
-    """The pooled r is `MIXES` or more from that of layers at the same step: what of it is of layers, what of steps."""
+    """The pooled r is `MIXES` or more from that of layers at the same step: what of it is of layers, what of steps.
+
+    That the two differ is asked of layers like these: without each in turn, the interval of artanh r − artanh r_within
+    does not hold 0.
+    """
     row = panel.pooled
     if not math.isfinite(row["r_between"]) or not abs(row["pearson_r"] - row["r_within"]) >= MIXES:
+        return None
+    if not apart_from_zero(interval(panel.points, _z_less_within)):
         return None
     whole, of_layers = (round(r, 2) for r in (row["pearson_r"], row["w_d"] * row["w_m"] * row["r_within"]))
     return (
         f"The pooled r of {_r(whole)} is {_r(of_layers)} from layers at the same step "
-        f"(their r = {_r(row['r_within'])}) and {_r(whole - of_layers)} from the steps."
+        f"(their r = {_r(row['r_within'])}{_interval(panel.within_step)}) and {_r(whole - of_layers)} from the steps."
     )
 
 
 def step_choice(panel: Panel) -> str | None:
-    """Over the choices of four steps of a longer series, r reaches `EITHER_SIGN` or more on both sides of zero."""
+    """Over the choices of four steps of a longer series, r reaches `EITHER_SIGN` or more on both sides of zero.
+
+    The steps are said to decide the sign where the intervals of the least and of the greatest r hold no 0: then
+    other layers like these would have both signs too.
+    """
     low, high = panel.pooled["r_four_low"], panel.pooled["r_four_high"]
-    if low <= -EITHER_SIGN and high >= EITHER_SIGN:
-        return f"Which four steps one looks at decides the sign of r: from {_r(low)} to {_r(high)}."
-    return None
+    if not (low <= -EITHER_SIGN and high >= EITHER_SIGN):
+        return None
+    points = panel.points
+    choices, r = choose_steps(points)
+    extremes = [points.where(np.isin(points.step, choices[at])) for at in (np.nanargmin(r), np.nanargmax(r))]
+    decides = all(apart_from_zero(interval(chosen, _z)) for chosen in extremes)
+    also = "; which steps one looks at decides its sign" if decides else ""
+    return f"Over the choices of four steps r goes from {_r(low)} to {_r(high)}{also}."
 
 
 def shrink(panel: Panel) -> str | None:
     """A uniform shrink or growth explains `LARGE_SHRINK_SHARE` of the last step's ΔM or more.
 
-    The share is 1 − Σ delta_m_unshrunk / Σ delta_m over the matrices. It is one factor where the matrices' own factors
-    have a standard deviation of at most `ONE_FACTOR` times their mean, else one factor for each matrix.
+    It has one sign in all matrices, of `FEWEST_LAYERS` layers or more: in a single one, a few long vectors may pass for
+    it. The share is 1 − Σ delta_m_unshrunk / Σ delta_m over the matrices. It is one factor where the matrices' own
+    factors have a standard deviation of at most `ONE_FACTOR` times their mean, else one factor for each matrix.
     """
     rows = panel.last[panel.last["shrink"].notna()]
-    if rows.empty or not rows["delta_m"].sum() > 0:
+    if units(rows).nunique() < FEWEST_LAYERS or not rows["delta_m"].sum() > 0:
         return None
     share = 1 - rows["delta_m_unshrunk"].sum() / rows["delta_m"].sum()
     factors = rows["shrink"]
@@ -184,13 +210,15 @@ def without_shrink(panel: Panel) -> str | None:
 def rounding(panel: Panel) -> str | None:
     """Rounding to the stored dtype made ΔD, or erased of it.
 
-    Off the grid: some matrices' ΔD is under `NEAR_FLOOR` times what rounding makes by itself. On it: at the last step,
-    rounding erased a share of ΔD of `MUCH_ERASED` or more (the matrices' median).
+    Off the grid: some matrices' ΔD is under `NEAR_FLOOR` times what rounding makes by itself, as
+    `wdanalysis.analysis.floors.near_floor` has it. On it: at the last step, rounding erases a share of ΔD of
+    `MUCH_ERASED` or more (the matrices' median) of random updates that are stored as ones of this size. What it erased
+    of this one, the stored numbers cannot tell: an update of few elements loses less.
     """
-    if unchanged(panel):
+    if panel.is_unchanged:
         return None
     sentences = []
-    off = panel.rows[panel.rows["floor_ratio"] < NEAR_FLOOR]
+    off = panel.rows[panel.rows["floor_ratio"].notna() & near_floor(panel.rows)]
     if count := len(off):
         of = f"All {count} points" if count == len(panel.rows) else f"{count} of {len(panel.rows)} points"
         what = f"rounding{_to_dtypes(off)}"
@@ -198,8 +226,8 @@ def rounding(panel: Panel) -> str | None:
     share = erased(panel.last).median()
     if share >= MUCH_ERASED:
         sentences.append(
-            f"Rounding{_to_dtypes(panel.last)} erased about {_whole_percent(share)} of ΔD: "
-            "a change of under half a step between its numbers is stored as none."
+            f"Rounding{_to_dtypes(panel.last)} erases about {_whole_percent(share)} of the ΔD of random updates of "
+            "this size: a change of under half a step between its numbers is stored as none."
         )
     return " ".join(sentences) or None
 
@@ -211,22 +239,60 @@ def _to_dtypes(rows: pd.DataFrame) -> str:
 
 
 def few_elements(panel: Panel) -> str | None:
-    """At the last step, at least `MOSTLY_UNCHANGED` of the elements are the base's own (the matrices' median)."""
-    share = panel.last["unchanged_fraction"].median()
-    if share >= MOSTLY_UNCHANGED and not unchanged(panel):
-        return f"{_whole_percent(share)} of the elements are unchanged."
-    return None
+    """At the last step, at least `MOSTLY_UNCHANGED` of all the matrices' elements are stored as the base's own.
+
+    Whether training left them so is another question where they are rounded.
+    """
+    if panel.is_unchanged:
+        return None
+    share, vectors, length = _numbers(panel.last, "unchanged_fraction", "vectors", "length")
+    elements = np.where(np.isfinite(share), vectors * length, 0.0)
+    if not elements.sum() > 0 or (all_of := np.nansum(share * elements) / elements.sum()) < MOSTLY_UNCHANGED:
+        return None
+    return f"{_whole_percent(all_of)} of the elements are stored as they were."
 
 
 def few_vectors(panel: Panel) -> str | None:
-    """At the last step, the largest 1 − cos is at least `FEW_VECTORS` times the median one (the matrices' median)."""
-    rows = panel.last[panel.last["delta_d_median"] > 0]
-    ratio = (rows["delta_d_max"] / rows["delta_d_median"]).median()
-    if ratio >= FEW_VECTORS:
-        return (
-            f"A few vectors turned far more than the others: the largest 1 − cos is {ratio:.0f} × the median."
-        )
-    return None
+    """At the last step, the largest 1 − cos is at least `FEW_VECTORS` times the median one (the matrices' median).
+
+    And twice what the largest of as many alike vectors is at most (`largest_by_chance`). Matrices of which rounding
+    decides ΔD are left out: a few stored steps are all that is left of them.
+    """
+    most, median, vectors, length, rank = _numbers(
+        panel.last, "delta_d_max", "delta_d_median", "vectors", "length", "rank"
+    )
+    if not (most >= FEW_VECTORS * median).any():
+        return None
+    told = (median > 0) & ~near_floor(panel.last).to_numpy()
+    if not told.any() or (ratio := np.median(most[told] / median[told])) < FEW_VECTORS:
+        return None
+    by_chance = np.median(largest_by_chance(vectors, length, rank)[told])
+    if not ratio >= 2 * by_chance:
+        return None
+    return (
+        f"At least one vector turned far more than most: the largest 1 − cos is {ratio:.0f} × the median, where "
+        f"chance gives alike vectors {by_chance:.2g} × at most."
+    )
+
+
+def largest_by_chance(vectors: ArrayLike, length: ArrayLike, rank: ArrayLike) -> NDArray[np.float64]:
+    """What the largest 1 − cos over the median one exceeds with the probability `BY_CHANCE` where vectors are alike.
+
+    1 − cos is in proportion to the squared length of the update across the vector: χ² of length − 1 degrees of freedom,
+    and for an update of a lower rank of that.
+
+    Parameters
+    ----------
+    vectors, length, rank
+        How many vectors there are, of how many elements, and the rank of the update; NaN where that is full.
+
+    Examples
+    --------
+    >>> largest_by_chance(4096, [4096, 4096, 4096], [np.nan, 8, 1]).round(2)
+    array([ 1.1 ,  5.02, 42.05])
+    """
+    freedom = np.fmin(np.asarray(length, float) - 1, rank)
+    return np.asarray(chdtri(freedom, BY_CHANCE / np.asarray(vectors, float)) / chdtri(freedom, 0.5))
 
 
 RULES: Mapping[str, Callable[[Panel], str | None]] = MappingProxyType(
@@ -282,6 +348,21 @@ def readings(metrics: pd.DataFrame, correlated: pd.DataFrame | None = None) -> p
 
 _TRENDS = {RISES: "that turned more changed magnitude more", FALLS: "that turned more changed magnitude less"}
 _READABLE = (RISES, FALLS, NONE, ONE_LAYER)
+
+
+def _numbers(rows: pd.DataFrame, *columns: str) -> NDArray[np.float64]:
+    """(columns, rows) numbers; NaN where a cell is empty."""
+    return np.array([rows[column].to_numpy(np.float64, na_value=np.nan) for column in columns])
+
+
+def _z(points: Points) -> float:
+    """Artanh r of all points."""
+    return fisher(points.r())
+
+
+def _z_less_within(points: Points) -> float:
+    """What r gains, on that scale, by the steps."""
+    return fisher(points.r()) - fisher(points.r(within_steps=True))
 
 
 def _interval(row: Mapping[str, float]) -> str:

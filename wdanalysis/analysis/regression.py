@@ -245,23 +245,23 @@ def _with_layers(
     scale_x, scale_y = scale = np.sqrt((about_mean**2).mean(axis=1))
     u, v = about_mean / scale[:, None]  # of order one: sums of squares keep their digits
     found = by_layer(u, v, group, layer)
+    most_moving = int(found.leave_out_layer)
     inside = _less_group_means(u, group), _less_group_means(v, group)
-    kept = layer != found.leave_out_layer
+    kept = layer != most_moving
     rest = (inside[0][kept], inside[1][kept], step[kept], layer[kept])
     per = scale_y / scale_x
-    low, high = found.slope_low * per, found.slope_high * per
     return replace(
         line,
-        r_low=found.r_low,
-        r_high=found.r_high,
+        r_low=float(found.r_low),
+        r_high=float(found.r_high),
         p_value=permutation_p(*inside, step, layer),
-        slope_low=float(low),
-        slope_high=float(high),
-        leave_out_low=found.leave_out_low,
-        leave_out_high=found.leave_out_high,
-        leave_out_layer=labels[found.leave_out_layer] if found.leave_out_layer >= 0 else None,
+        slope_low=float(found.slope_low * per),
+        slope_high=float(found.slope_high * per),
+        leave_out_low=float(found.leave_out_low),
+        leave_out_high=float(found.leave_out_high),
+        leave_out_layer=labels[most_moving] if most_moving >= 0 else None,
         leave_out_p=NAN if kept.all() else permutation_p(*rest, fewest=FEWEST_LAYERS - 1),
-        t=found.t,
+        t=float(found.t),
         level_variance=float(found.level_variance * scale_y**2),
         level_slope_covariance=float(found.level_slope_covariance * scale_y * per),
         slope_variance=float(found.slope_variance * per**2),
@@ -313,6 +313,13 @@ class Points:
     def where(self, kept: NDArray[np.bool_]) -> Points:
         """Return those points alone."""
         return Points(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+    def r(self, *, within_steps: bool = False) -> float:
+        """Pearson's r of finite points, of each less its step's mean or of all; NaN where there is no spread."""
+        group = np.unique(self.step, return_inverse=True)[1] if within_steps else np.zeros_like(self.step)
+        u, v = (_less_group_means(values, group) for values in (self.delta_d, self.delta_m))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(_pearson(u, v))
 
     def by_step(self) -> Iterator[tuple[object, Points]]:
         """Yield every step and its points in order; those without a step last, as a step of their own (NA)."""
@@ -572,9 +579,13 @@ def _less_group_means(values: NDArray[np.float64], group: NDArray[np.intp]) -> N
 
 def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the ranks less their mean; equal values share the mean of their ranks."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(count) - (count - 1) / 2
-    centred: NDArray[np.float64] = mean_rank[place] - (len(values) + 1) / 2
+    order = np.argsort(values)
+    in_order, place = values[order], np.arange(len(values), dtype=np.float64)
+    if (in_order[1:] == in_order[:-1]).any():
+        _, first, count = np.unique(in_order, return_index=True, return_counts=True)
+        place = np.repeat(first + (count - 1) / 2, count)
+    centred = np.empty_like(place)
+    centred[order] = place - (len(values) - 1) / 2
     return centred
 
 

@@ -15,7 +15,8 @@ from scipy.special import stdtrit
 
 from wdanalysis.analysis.intervals import CONFIDENCE
 from wdanalysis.analysis.readings import READING_COLUMNS
-from wdanalysis.analysis.regression import fit
+from wdanalysis.analysis.regression import at_last_step, fit
+from wdanalysis.analysis.table import labels
 
 FEWEST_RUNS = 3
 """An interval across runs asks for so many; two give a half-width of 12.7 standard errors."""
@@ -25,8 +26,8 @@ _NUMBERS = ("r_mean", "r_low", "r_high", "slope_mean", "slope_low", "slope_high"
 RUN_COLUMNS = ("method", "module", "axis", "run", "runs", "n", *_NUMBERS, "reason")
 """The columns of `across_runs`."""
 
-_MATRIX = ("method", "step", "layer", "module", "name", "axis")
-"""What tells a row of the metrics table from the others of its run."""
+_ROW = ("method", "step", "layer", "module", "name", "axis", "law", "quantity")
+"""What tells a row of the metrics table, or of the predictions, from the others of its run."""
 
 _COUNTED = ("zero_vectors",)
 """Whole numbers of which the largest of the runs is kept; others are the same in all."""
@@ -34,25 +35,37 @@ _COUNTED = ("zero_vectors",)
 
 def has_runs(metrics: pd.DataFrame) -> bool:
     """Whether a method of a metrics table has several runs."""
-    return bool(_run(metrics).ne("").any())
-
-
-def _run(metrics: pd.DataFrame) -> pd.Series:
-    """The run of each row, as text; a table read from CSV has its empty cells as NaN, one of before has none."""
-    if "run" not in metrics:
-        return pd.Series("", index=metrics.index)
-    run = metrics["run"].astype(object)
-    return run.where(run.notna(), "").astype(str)
+    return "run" in metrics and bool(set(metrics["run"].dropna().unique()) - {""})
 
 
 def in_all_runs(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return the rows whose matrix and step all runs of their method have: means over others would mix runs."""
     if not has_runs(metrics):
         return metrics
-    metrics = metrics.assign(run=_run(metrics))
-    runs = metrics.groupby("method")["run"].nunique()
-    having = metrics.groupby(list(_MATRIX), dropna=False)["run"].transform("nunique")
-    return metrics[having == metrics["method"].map(runs)]
+    metrics = metrics.assign(run=labels(metrics, "run"))
+    runs = metrics.groupby("method")["run"].transform("nunique")
+    having = metrics.groupby(_row_of(metrics), dropna=False)["run"].transform("nunique")
+    return metrics[having == runs]
+
+
+def of_last_step(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the last step that all runs of a method have of a module; an unknown step counts as the last.
+
+    Unlike `in_all_runs`, this keeps the matrices that only some of the runs have there.
+    """
+    if not has_runs(metrics):
+        return at_last_step(metrics)
+    order = metrics["step"].astype("Float64").fillna(np.inf).astype(float)
+    panel = metrics.groupby(["method", "module"], observed=True).ngroup()
+    seen = pd.DataFrame({"panel": panel, "order": order, "run": labels(metrics, "run")}).drop_duplicates()
+    having = seen.groupby(["panel", "order"], as_index=False).size()
+    runs = seen.groupby("panel")["run"].nunique()
+    common = having[having["size"] == having["panel"].map(runs)]
+    return metrics[order == panel.map(common.groupby("panel")["order"].max())]
+
+
+def _row_of(table: pd.DataFrame) -> list[str]:
+    return [column for column in _ROW if column in table]
 
 
 def averaged(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -61,13 +74,13 @@ def averaged(metrics: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     metrics
-        The metrics table.
+        The metrics table, or the predictions.
 
     Returns
     -------
     DataFrame
-        A row for every method, step and matrix that all runs of the method have, with `run` empty; numbers are means,
-        empty where a run has none. A table without runs is returned as it is.
+        A row for every method, step and matrix (and law) that all runs of the method have, with `run` empty; numbers
+        are means, empty where a run has none. A table without runs is returned as it is.
 
     Examples
     --------
@@ -78,8 +91,8 @@ def averaged(metrics: pd.DataFrame) -> pd.DataFrame:
     if not has_runs(metrics):
         return metrics
     rows = in_all_runs(metrics)
-    groups = rows.groupby(list(_MATRIX), sort=False, dropna=False)
-    table = rows.drop_duplicates(list(_MATRIX)).assign(run="").reset_index(drop=True)
+    groups = rows.groupby(_row_of(rows), sort=False, dropna=False)
+    table = rows.drop_duplicates(_row_of(rows)).assign(run="").reset_index(drop=True)
     floats = [str(column) for column in table.select_dtypes("float64")]
     means, known = groups[floats].mean(), groups[floats].count()
     whole = known.eq(groups.size(), axis=0)

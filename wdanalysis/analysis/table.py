@@ -94,6 +94,17 @@ def apart(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics.assign(module=named).drop(columns=list(STACK_COLUMNS))
 
 
+def labels(rows: pd.DataFrame, column: str) -> pd.Series[str]:
+    """Return a column of text, "" where a cell is empty; of a table that lacks it, "" everywhere.
+
+    A table read from CSV has its empty cells as NaN, and one of an earlier version lacks `run` or `stack`.
+    """
+    if column not in rows:
+        return pd.Series("", index=rows.index, dtype=object)
+    values = rows[column].astype(object)
+    return values.where(values.notna(), "").astype(str)
+
+
 def units(rows: pd.DataFrame) -> pd.Series:
     """Return for each row the number of what statistics take as its layer: `unit`, where stacks are merged."""
     layer = rows["layer"].astype("Float64").astype("Int64")

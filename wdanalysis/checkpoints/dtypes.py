@@ -127,6 +127,28 @@ def widen(stored: NDArray[Any], to: type[np.floating[Any]] = np.float64) -> NDAr
     return numbers.astype(to, copy=False)
 
 
+def narrow(numbers: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return numbers rounded to the nearest of a type (ties to even), as that type is stored.
+
+    Parameters
+    ----------
+    numbers
+        float32 or float64, none of them NaN where the type is bfloat16.
+    name
+        One of `FLOATS`.
+
+    Examples
+    --------
+    >>> narrow(np.array([1.0, -2.0]), "BF16")
+    array([16256, 49152], dtype=uint16)
+    """
+    with np.errstate(over="ignore"):
+        if name != "BF16":
+            return numbers.astype(FLOATS[name])
+        bits = numbers.astype(np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
 def bfloat16_value(bits: Any) -> Any:
     """Return the float32 numbers of bfloat16's bits, their upper half: of an array, or compiled, of one."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)

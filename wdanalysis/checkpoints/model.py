@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from wdanalysis.checkpoints.names import Architecture, Matching, Matrix, NameIndex, Part, match, recognise
-from wdanalysis.checkpoints.steps import is_generic
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.errors import ComparisonError
 
@@ -185,23 +183,6 @@ def describe(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None) ->
     model = Model(checkpoint, recognise(shapes, checkpoint.config or config), {})
     read = ((name, model.matrix_of(tensor, name)) for name, tensor in checkpoint.tensors.items())
     return replace(model, matrices={name: matrix for name, matrix in read if matrix is not None})
-
-
-def base_mismatch(base: Checkpoint, adapter: Checkpoint) -> str | None:
-    """Return a sentence where an adapter says that it was trained on a model of another name than the base's."""
-    trained_on = (adapter.config or {}).get("base_model_name_or_path")
-    if not trained_on or Path(str(trained_on)).name.lower() in {name.lower() for name in _identities(base)}:
-        return None
-    return f"{adapter.path} says that it was trained on {trained_on}, and BASE is {base.path}"
-
-
-def _identities(base: Checkpoint) -> set[str]:
-    """The names by which the base may be known: its own, its folder's, its config's."""
-    path = base.path.absolute()
-    own = [path.name] if path.is_dir() else [path.stem, *([path.parent.name] if is_generic(path) else [])]
-    configured = Path(str((base.config or {}).get("_name_or_path", ""))).name
-    hub = [part.rsplit("--", 1)[-1] for part in path.parts if part.startswith("models--")]
-    return {*own, configured, *hub}
 
 
 def _check_magnitude(update: LowRankUpdate) -> None:

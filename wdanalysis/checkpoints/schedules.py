@@ -219,7 +219,7 @@ class Schedule:
 
 
 def find_schedule(series: Series) -> Schedule | None:
-    """Look for a series' schedule in its folders; None where none is told, or what is there cannot be read.
+    """Look for the schedule of a series of one run in its folders; None where none is told, or it cannot be read.
 
     ``losses.csv`` beside a ``training.json``, which tells the weight decay, comes before ``trainer_state.json``, which
     does not; of several of these the last step's, which knows all steps before.

@@ -135,6 +135,23 @@ def of_steps(series: Series, steps: Collection[int]) -> Series:
     return _series(series.path, series.name, kept, notes)
 
 
+def by_run(series: Series) -> dict[str, Series]:
+    """Take a series apart into those of its runs, each with the folder that its checkpoints lie in as its path."""
+    checkpoints: dict[str, list[Checkpoint]] = {}
+    for checkpoint in series.checkpoints:
+        checkpoints.setdefault(checkpoint.run, []).append(checkpoint)
+    if len(checkpoints) < 2:
+        return dict.fromkeys(checkpoints, series)
+    homes = {
+        run: Path(os.path.commonpath([os.path.abspath(one.path) for one in of_run]))
+        for run, of_run in checkpoints.items()
+    }
+    return {
+        run: replace(series, path=homes[run], checkpoints=tuple(of_run))
+        for run, of_run in checkpoints.items()
+    }
+
+
 def with_common_steps(series: Series) -> Series:
     """Note the steps that not all runs of a series have, which no mean over runs is of.
 

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from wdanalysis._version import __version__
+from wdanalysis.cli import console
 from wdanalysis.cli.compare import compare
+from wdanalysis.cli.demo import demo
 from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.merge import merge
 from wdanalysis.cli.options import option_name
@@ -23,17 +26,28 @@ from wdanalysis.cli.train import train
 from wdanalysis.errors import WdAnalysisError
 
 
-def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Let Ctrl-C end a command in one sentence."""
+def _in_words(command: Callable[..., None]) -> Callable[..., None]:
+    """Let Ctrl-C end a command in one sentence, and print warnings as lines."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
         try:
-            command(*arguments, **options)
+            with console.plain_warnings(quiet=options.get("quiet", False)):
+                command(*arguments, **options)
         except KeyboardInterrupt:
-            raise WdAnalysisError("interrupted; what was written until then is whole.") from None
+            raise console.CutShortError("interrupted; what was written until then is whole.") from None
 
     return run
+
+
+class _Command(TyperCommand):
+    """A command that lists `--help` under its last heading, not under one of its own."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option: Any = super().get_help_option(ctx)
+        if option is not None and self.params:
+            option.rich_help_panel = getattr(self.params[-1], "rich_help_panel", None)
+        return option
 
 
 app = typer.Typer(
@@ -44,8 +58,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compare, plot, report, inspect, train, merge):
-    app.command()(_interruptible(command))
+for command in (demo, compare, plot, report, inspect, train, merge):
+    app.command(cls=_Command)(_in_words(command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -71,20 +85,22 @@ def main() -> None:
             stream, io.TextIOWrapper
         ):  # a terminal that has no Δ shows its number, and no traceback
             stream.reconfigure(errors="backslashreplace")
+    # numba would have colorama write to the terminal when the process ends.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     # Importing pandas and numba makes few things to collect: look less often.
     gc.set_threshold(100_000, 20, 20)
     try:
         app()
     except WdAnalysisError as error:
         option = f" ({option_name(error.parameter)})" if error.parameter else ""
-        sys.stderr.write(f"wd-analyze: {error}{option}\n")
-        sys.exit(1)
+        console.fail(f"{error}{option}")
+        sys.exit(error.exit_code if isinstance(error, console.CutShortError) else 1)
     except OSError as error:
         if error.filename is not None:
-            sys.stderr.write(f"wd-analyze: {error.filename} cannot be read or written: {error.strerror}.\n")
+            console.fail(f"{error.filename} cannot be read or written: {error.strerror}.")
             sys.exit(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-        sys.stderr.write(f"wd-analyze: standard output cannot be written: {error.strerror}.\n")
+        console.fail(f"standard output cannot be written: {error.strerror}.")
         sys.exit(1)
     finally:
         gc.freeze()  # what is left goes with the process: taking pandas and numba apart first would be a wait

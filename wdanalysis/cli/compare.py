@@ -13,110 +13,164 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from wdanalysis.cli import console, options
+from wdanalysis.cli.figure_options import FigureChoice, with_figure_options
+from wdanalysis.cli.options import NUMBERS, OUTPUT, PREDICTIONS, SUBJECT
 from wdanalysis.decomposition import Axis
-from wdanalysis.figures.kinds import PAPER_X, PAPER_Y, QUANTITIES
+from wdanalysis.figures.kinds import KINDS, QUANTITIES
 
 if TYPE_CHECKING:
+    from wdanalysis.checkpoints.schedules import Schedule
     from wdanalysis.comparison import Comparison
 
 DEFAULT_OUT = Path("wd-analysis")
 
 
+@with_figure_options
 def compare(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The pre-trained model: a file or folder.")],
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE", help="The pre-trained model: a file or folder.", rich_help_panel=SUBJECT
+        ),
+    ],
     tuned: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="TUNED…",
             help="Tuned checkpoints: a file, a folder with one checkpoint or adapter, a folder of steps, or one of "
             "runs (seed-0, seed-1 …) each.",
+            rich_help_panel=SUBJECT,
         ),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="Name the method of a TUNED path; otherwise its folder's name. Repeatable: paths of one name "
+            help="Name the method of a TUNED path; else its folder's name. Repeatable: paths of one name "
             "are its steps, or its runs (seeds) where they hold the same steps.",
+            rich_help_panel=SUBJECT,
         ),
     ] = None,
-    axis: Annotated[
-        Axis,
-        typer.Option(
-            help="One vector per output feature (as the paper's code and PEFT) or per input feature."
-        ),
-    ] = "out",
     modules: Annotated[
         str | None,
         typer.Option(
-            metavar="ROLES|all|REGEX",
-            help="Roles such as q,v; all; or a regular expression on names.",
-            show_default="the attention projections that a method changed",
+            metavar="ROLES",
+            help="Such as q,v; all; or a regular expression on names.",
+            show_default="attention that changed",
+            autocompletion=options.complete_roles,
+            rich_help_panel=SUBJECT,
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(metavar="0-11,20", help="Layers to keep.", show_default="all")
+        str | None,
+        typer.Option(metavar="0-11,20", help="Layers to keep.", show_default="all", rich_help_panel=SUBJECT),
     ] = None,
     steps: Annotated[
-        str | None, typer.Option(metavar="500,1000", help="Training steps to keep.", show_default="all")
-    ] = None,
-    alpha: options.Alpha = None,
-    lr: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            callback=options.positive,
-            help="Peak learning rate of the runs, for predictions.",
-            show_default="from the files beside the checkpoints",
+            metavar="500,1000", help="Training steps to keep.", show_default="all", rich_help_panel=SUBJECT
         ),
     ] = None,
-    weight_decay: Annotated[
-        float | None,
-        typer.Option(min=0, help="Their weight decay.", show_default="from those files; else 0"),
-    ] = None,
-    schedule: Annotated[
-        Literal["linear", "cosine", "constant"] | None,
-        typer.Option(help="With --lr: how the learning rate falls.", show_default="linear"),
-    ] = None,
-    schedule_steps: Annotated[
-        int | None, typer.Option(min=1, help="With --lr: steps of a whole run.", show_default="needed")
-    ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="With --lr: steps of warmup among them.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = DEFAULT_OUT,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        typer.Option(help="Where to compute; auto takes the best that there is."),
-    ] = "auto",
+    merge_stacks: Annotated[bool, options.merge_stacks(SUBJECT)] = False,
+    alpha: Annotated[float | None, options.alpha(SUBJECT)] = None,
+    axis: Annotated[
+        Axis,
+        typer.Option(
+            help="A vector is an output feature (as in the paper's code and PEFT), or an input feature.",
+            rich_help_panel=NUMBERS,
+        ),
+    ] = "out",
     diagnostics: Annotated[
         bool,
-        typer.Option(help="Also measure uniform shrink, rounding floors and the spread over the vectors."),
+        typer.Option(
+            "--diagnostics/--no-diagnostics",
+            help="Uniform shrink, rounding floors, spread over the vectors.",
+            rich_help_panel=NUMBERS,
+        ),
     ] = True,
+    vectors: Annotated[
+        bool,
+        typer.Option(
+            "--vectors", help="Keep what each vector did: vectors.parquet.", rich_help_panel=NUMBERS
+        ),
+    ] = False,
     spectra: Annotated[
         bool,
         typer.Option(
-            "--spectra", help="Also take singular values: ranks, intruder dimensions, similarity. Slow."
+            "--spectra",
+            help="Singular values: ranks, intruder dimensions, similarity. Slow.",
+            rich_help_panel=NUMBERS,
         ),
     ] = False,
     geometry: Annotated[
         bool,
         typer.Option(
             "--geometry",
-            help="Also take sparsity, spectral shift, principal angles, overlaps and tails. Slower still.",
+            help="Sparsity, spectral shift, principal angles, overlaps, tails. Slower still.",
+            rich_help_panel=NUMBERS,
         ),
     ] = False,
     geometry_with: options.GeometryText = None,
-    merge_stacks: options.MergeStacks = False,
-    vectors: Annotated[
-        bool, typer.Option("--vectors", help="Also keep what each single vector did: vectors.parquet.")
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            callback=options.positive,
+            metavar="RATE",
+            help="Peak learning rate of the runs.",
+            show_default="from files beside the checkpoints",
+            rich_help_panel=PREDICTIONS,
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="DECAY",
+            help="Where those files do not tell it.",
+            show_default="0",
+            rich_help_panel=PREDICTIONS,
+        ),
+    ] = None,
+    schedule: Annotated[
+        Literal["linear", "cosine", "constant"] | None,
+        typer.Option(help="With --lr: how it falls.", show_default="linear", rich_help_panel=PREDICTIONS),
+    ] = None,
+    schedule_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --lr, and needed: steps of a whole run.",
+            rich_help_panel=PREDICTIONS,
+        ),
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="With --lr: steps of warmup among them.",
+            show_default="0",
+            rich_help_panel=PREDICTIONS,
+        ),
+    ] = None,
+    *,
+    drawn: FigureChoice,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the results.", rich_help_panel=OUTPUT)
+    ] = DEFAULT_OUT,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report", help="Write report.html, a page with everything.", rich_help_panel=OUTPUT
+        ),
+    ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace results that are in DIR.", rich_help_panel=OUTPUT)
     ] = False,
-    figures: options.Figures = "all",
-    format: Annotated[options.Format, typer.Option(help="How figures are stored.")] = "png",
-    x: options.X = PAPER_X,
-    y: options.Y = PAPER_Y,
-    report: Annotated[bool, typer.Option(help="Write report.html, one page with everything.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace results that are in DIR.")] = False,
-    quiet: options.Quiet = False,
+    quiet: Annotated[bool, options.quiet(OUTPUT)] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of the table.")
+        bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
     """Measure ΔM and ΔD of tuned checkpoints against their base; write tables and figures.
@@ -126,34 +180,19 @@ def compare(
     named = options.labelled(tuned or [], label or [])
     if not named:
         raise typer.BadParameter("give at least one tuned checkpoint", param_hint="TUNED…")
-    kinds = options.figure_kinds(figures)
-    for name, column in (("--x", x), ("--y", y)):
-        if QUANTITIES[column].diagnostic and not diagnostics:
-            raise typer.BadParameter(f"{column} is not measured without diagnostics", param_hint=name)
-    geometry_chosen = options.geometry(geometry_with) if geometry_with else geometry
     kept_layers, kept_steps = options.layer_numbers(layers), options.step_numbers(steps)
-    if lr is None and (schedule or schedule_steps or warmup):
-        raise typer.BadParameter("a schedule needs its peak: give --lr", param_hint="--schedule")
-    if lr is not None and schedule_steps is None:
-        raise typer.BadParameter("give the steps of a whole run: --schedule-steps", param_hint="--lr")
+    _check_figures(drawn, kept_steps, diagnostics=diagnostics, vectors=vectors)
+    geometry_chosen = options.geometry(geometry_with) if geometry_with else geometry
+    given = _schedule(lr, schedule, schedule_steps, warmup, weight_decay or 0.0)
 
-    from wdanalysis.errors import WdAnalysisError
-    from wdanalysis.results.folder import check_free
-
-    if device == "cuda":
-        raise WdAnalysisError("this version measures on the CPU only; leave out --device cuda.")
+    from wdanalysis.results.folder import check_free, state
 
     check_free(out, force=force)
 
-    from wdanalysis import Schedule, comparison
+    from wdanalysis import comparison
     from wdanalysis.report import NEEDS, is_available
 
-    given = None
-    if lr is not None and schedule_steps is not None:
-        given = Schedule.named(
-            schedule or "linear", lr, steps=schedule_steps, warmup=warmup, weight_decay=weight_decay or 0.0
-        )
-    with console.progress_bars(quiet=quiet or as_json) as (progress, spectra_progress):
+    with console.progress_bars(quiet=quiet or as_json) as progress:
         try:
             measured = comparison.compare(
                 base,
@@ -164,26 +203,30 @@ def compare(
                 steps=kept_steps,
                 alpha=alpha,
                 schedule=given,
-                weight_decay=weight_decay,
+                weight_decay=weight_decay if given is None else None,
                 diagnostics=diagnostics,
                 spectra=spectra,
                 geometry=geometry_chosen,
                 merge_stacks=merge_stacks,
                 vectors=vectors,
                 progress=progress,
-                spectra_progress=spectra_progress,
             )
         except comparison.Interrupted as interrupted:
             partial = _with_command(interrupted.comparison)
             if partial.metrics.empty:
                 raise
             partial.save(out, figures=[], force=force, report=False)
-            raise WdAnalysisError(
+            raise console.CutShortError(
                 f"interrupted; the {len(partial.metrics)} rows measured so far are in {out} "
                 '(its run.json says "complete": false).'
             ) from None
-    compared = _with_command(measured)
-    written = compared.save(out, figures=kinds, format=format, force=force, report=report, x=x, y=y)
+        compared = _with_command(measured)
+        try:
+            written = compared.save(
+                out, figures=drawn.kinds, look=drawn.look, force=force, report=report, progress=progress
+            )
+        except KeyboardInterrupt:
+            raise console.CutShortError(f"interrupted; {state(out)}.") from None
     if as_json:
         console.lines(json.dumps(_as_json(compared, out, written), ensure_ascii=False))
     elif not quiet:
@@ -193,9 +236,47 @@ def compare(
         _print(compared, out, written)
 
 
+def _check_figures(
+    drawn: FigureChoice, kept_steps: list[int] | None, *, diagnostics: bool, vectors: bool
+) -> None:
+    """Refuse figures of what is not going to be measured."""
+    of_vectors = [kind for kind in drawn.kinds or () if KINDS[kind].table == "vectors"]
+    if of_vectors and not vectors and set(drawn.kinds or ()) < set(KINDS):
+        raise typer.BadParameter(
+            f"{of_vectors[0]} shows single vectors: add --vectors", param_hint="--figures"
+        )
+    if drawn.look is None:
+        return
+    for name, column in (("--x", drawn.look.x), ("--y", drawn.look.y)):
+        if QUANTITIES[column].diagnostic and not diagnostics:
+            raise typer.BadParameter(f"{column} is not measured without diagnostics", param_hint=name)
+    step = drawn.look.step
+    if kept_steps is not None and step is not None and step not in kept_steps:
+        raise typer.BadParameter(f"{step} is not among the --steps to keep", param_hint="--step")
+
+
+def _schedule(
+    lr: float | None, shape: str | None, steps: int | None, warmup: int | None, weight_decay: float
+) -> Schedule | None:
+    """The schedule that the options describe; half a one is wrong usage."""
+    if lr is None:
+        for name, value in (("--schedule", shape), ("--schedule-steps", steps), ("--warmup", warmup)):
+            if value is not None:
+                raise typer.BadParameter("a schedule needs its peak: give --lr", param_hint=name)
+        return None
+    if steps is None:
+        raise typer.BadParameter("give the steps of a whole run: --schedule-steps", param_hint="--lr")
+
+    from wdanalysis import Schedule
+
+    return Schedule.named(shape or "linear", lr, steps=steps, warmup=warmup or 0, weight_decay=weight_decay)
+
+
 def _with_command(compared: Comparison) -> Comparison:
     """Note the line that was typed, where it was this command's."""
-    if Path(sys.argv[0]).stem not in {"wd-analyze", "cli"}:
+    started = Path(sys.argv[0])
+    is_module = started.name == "__main__.py" and started.parent.name in {"wdanalysis", "cli"}
+    if not (is_module or started.stem in {"wd-analyze", "cli"}):
         return compared
     return dataclasses.replace(compared, run=dataclasses.replace(compared.run, command=tuple(sys.argv)))
 
@@ -203,21 +284,25 @@ def _with_command(compared: Comparison) -> Comparison:
 def _print(compared: Comparison, out: Path, written: list[Path]) -> None:
     console.summary_table(compared.summary())
     feature = "output" if compared.axis == "out" else "input"
-    console.lines(
+    console.paragraph(
         f"Axis {compared.axis}: one vector per {feature} feature. ΔM, ΔD: means over the layers at the last step. "
         "r, slope: ΔM on ΔD over all layers and steps, with the 95 % interval that the layers give; "
         "layers: how ΔM goes with ΔD across them at the same step."
     )
     across = compared.across_runs()
     for method, runs in across[across["run"] != ""].groupby("method", sort=False)["run"].unique().items():
-        console.lines(f"{method}: means over {len(runs)} runs ({', '.join(runs)}); runs.csv has each.")
+        console.paragraph(f"{method}: means over {len(runs)} runs ({', '.join(runs)}); runs.csv has each.")
     console.readings(compared.readings())
     if skipped := Counter(compared.skipped["reason"]):
         reasons = "; ".join(f"{count} × {reason}" for reason, count in skipped.most_common())
-        console.lines(f"Left out: {skipped.total()} ({reasons}); run.json names each.")
-    figures = sum(path.parent != out for path in written)
+        console.paragraph(f"Left out: {skipped.total()} ({reasons}); run.json names each.")
+    pictures = [path for path in written if path.parent != out and path.suffix != ".md"]
     tables = ", ".join(path.name for path in written if path.parent == out)
-    console.lines(f"Wrote {out}/: {tables}" + (f", {figures} figures in figures/" if figures else ""))
+    figures = f", {len(pictures)} figures in figures/" if pictures else ""
+    console.paragraph(f"Wrote {out}/: {tables}{figures}")
+    pages = [path for path in written if path.suffix == ".html"]
+    if to_open := [*pages, *pictures]:
+        console.lines(f"Open {to_open[0]}")
 
 
 def _as_json(compared: Comparison, out: Path, written: list[Path]) -> dict[str, object]:

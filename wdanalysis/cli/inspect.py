@@ -21,7 +21,7 @@ LONGEST_SETTING = 100
 
 def inspect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files or folders.")],
-    alpha: options.Alpha = None,
+    alpha: Annotated[float | None, options.alpha()] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
 ) -> None:
     """Say what files and folders are: format, dtypes, matrices by role and layer, steps, adapter settings, size.
@@ -31,6 +31,9 @@ def inspect(
     from wdanalysis.checkpoints.inspection import inspect as inspect_path
 
     inspections = [inspect_path(path, alpha=alpha) for path in paths]
+    adapters = (checkpoint.adapter for found in inspections for checkpoint in found.checkpoints)
+    if alpha is not None and all(adapter is None for adapter in adapters):
+        raise typer.BadParameter("there is no adapter among these", param_hint="--alpha")
     if as_json:
         console.lines(
             json.dumps([dataclasses.asdict(found) for found in inspections], default=str, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,9 +19,9 @@ def merge(
         Literal["keep", "float32", "bfloat16", "float16"],
         typer.Option(help="How float tensors are stored; keep: as in BASE."),
     ] = "keep",
-    alpha: options.Alpha = None,
+    alpha: Annotated[float | None, options.alpha()] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in OUT.")] = False,
-    quiet: options.Quiet = False,
+    quiet: Annotated[bool, options.quiet()] = False,
 ) -> None:
     """Merge an adapter into its base, tensor by tensor: a model in safetensors that needs no adapter.
 
@@ -30,7 +31,8 @@ def merge(
 
     from wdanalysis.merging.merge import merge as merge_checkpoints
 
-    with console.progress_bars(quiet=quiet) as (progress, _):
+    with console.progress_bars(quiet=quiet) as tell:
+        progress = None if tell is None else functools.partial(tell, "writing")
         merged = merge_checkpoints(
             base, adapter, out, dtype=dtype, force=force, alpha=alpha, progress=progress
         )
@@ -38,4 +40,4 @@ def merge(
         return
     console.warn(merged.notes)
     replaced = f", {merged.replaced} tensors replaced" if merged.replaced else ""
-    console.lines(f"{merged.folder}: {merged.method} merged into {merged.matrices} matrices{replaced}")
+    console.paragraph(f"{merged.folder}: {merged.method} merged into {merged.matrices} matrices{replaced}")

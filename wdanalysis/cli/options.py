@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wdanalysis.figures.kinds import KINDS, QUANTITIES
-
 if TYPE_CHECKING:
     from wdanalysis.measure.geometry import GeometryOptions
+
+SUBJECT, NUMBERS, PREDICTIONS, FIGURES, OUTPUT = (
+    "What to compare",
+    "Numbers",
+    "Predictions from the learning rate",
+    "Figures",
+    "Output",
+)
+"""The headings under which options are listed."""
 
 OPTION_NAMES = {
     "directory": "out",
@@ -31,9 +39,6 @@ def option_name(parameter: str) -> str:
     """
     return f"--{OPTION_NAMES.get(parameter, parameter.replace('_', '-'))}"
 
-
-Format = Literal["png", "pdf", "svg"]
-"""How figures are stored."""
 
 HIGHEST_LAYER = 100_000
 
@@ -73,53 +78,84 @@ def positive(value: float | None) -> float | None:
     return value
 
 
-Alpha = Annotated[
-    float | None,
-    typer.Option(
+def one_of(choices: Sequence[str]) -> Callable[[str | None], str | None]:
+    """Refuse what is none of the choices."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}")
+        return value
+
+    return check
+
+
+def several_of(
+    choices: Callable[[], Iterable[str]], *, separator: str | None = ","
+) -> Callable[[str], list[str]]:
+    """Let the shell complete words, also behind others and a separator: ``q,`` to ``q,k`` or ``q,v``.
+
+    Parameters
+    ----------
+    choices
+        Called when the shell asks.
+    separator
+        None: there is one word.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, begun = incomplete.rpartition(separator) if separator else ("", "", incomplete)
+        there = before.split(separator)
+        return [
+            f"{before}{comma}{word}" for word in choices() if word.startswith(begun) and word not in there
+        ]
+
+    return complete
+
+
+def _roles() -> list[str]:
+    """What `--modules` knows by a name."""
+    from wdanalysis.checkpoints.architectures import LAYER_ROLES, MODEL_ROLES
+
+    return [*dict.fromkeys(role for role, _ in (*LAYER_ROLES, *MODEL_ROLES)), "all"]
+
+
+complete_roles = several_of(_roles)
+
+
+def alpha(panel: str | None = None) -> Any:
+    """Give the option `--alpha`, under a heading."""
+    return typer.Option(
         callback=positive,
-        help="LoRA's α, for an adapter file without its adapter_config.json.",
+        metavar="α",
+        help="LoRA's, for an adapter file without its adapter_config.json.",
         show_default="from the config",
-    ),
-]
-MergeStacks = Annotated[
-    bool,
-    typer.Option(
-        "--merge-stacks", help="Take encoder, decoder and cross-attention together: one q for all of them."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+        rich_help_panel=panel,
+    )
 
 
-Figures = Annotated[
-    str, typer.Option(metavar="KINDS", help=f"Of {', '.join(KINDS)}, with commas; all; none.")
-]
+def quiet(panel: str | None = None) -> Any:
+    """Give the option `--quiet`, under a heading."""
+    return typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=panel)
 
 
-def quantity(column: str) -> str:
-    """Refuse what is no quantity for an axis of the scatter."""
-    if column not in QUANTITIES:
-        raise typer.BadParameter(f"{column!r} is not one of {', '.join(QUANTITIES)}")
-    return column
-
-
-X = Annotated[
-    str,
-    typer.Option(
-        callback=quantity,
-        metavar="COLUMN",
-        help=f"What the scatter shows along x: of {', '.join(QUANTITIES)}.",
-    ),
-]
-Y = Annotated[str, typer.Option(callback=quantity, metavar="COLUMN", help="The same along y.")]
+def merge_stacks(panel: str) -> Any:
+    """Give the option `--merge-stacks`, under a heading."""
+    return typer.Option(
+        "--merge-stacks",
+        help="Take encoder, decoder and cross-attention together: one q for all.",
+        rich_help_panel=panel,
+    )
 
 
 GeometryText = Annotated[
     str | None,
     typer.Option(
         metavar="NAME=VALUE,…",
-        help="--geometry with other numbers: k dimensions of the top subspaces, the share of elements that are the "
-        "largest, directions compared between steps, values in the tail of Hill's index.",
-        show_default="k=512 or half the side, share=0.3, directions=8, tail=half the values",
+        help="--geometry with other numbers: k, dimensions of the top subspaces (512, or half the side); rank of the "
+        "principal part (64); share of elements in its mask (0.3); directions compared between steps (16); tail, "
+        "values of Hill's index (half of all).",
+        show_default=False,
+        rich_help_panel=NUMBERS,
     ),
 ]
 
@@ -128,7 +164,7 @@ def geometry(text: str) -> GeometryOptions:
     """Read ``k=256,share=0.5``."""
     from wdanalysis.measure.geometry import GeometryOptions
 
-    kinds = {"k": int, "share": float, "directions": int, "tail": int}
+    kinds = {"k": int, "rank": int, "share": float, "directions": int, "tail": int}
     chosen: dict[str, float] = {}
     for piece in text.split(","):
         name, _, value = (part.strip() for part in piece.partition("="))
@@ -147,18 +183,6 @@ def geometry(text: str) -> GeometryOptions:
         return GeometryOptions(**chosen)  # type: ignore[arg-type]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--geometry-with") from None
-
-
-def figure_kinds(text: str) -> list[str]:
-    """Read ``scatter,layers``, ``all`` or ``none``."""
-    if text in ("all", "none"):
-        return list(KINDS) if text == "all" else []
-    kinds = [kind.strip() for kind in text.split(",")]
-    for kind in kinds:
-        if kind not in KINDS:
-            choices = ", ".join(KINDS)
-            raise typer.BadParameter(f"{kind!r} is not one of {choices}, all, none", param_hint="--figures")
-    return kinds
 
 
 def labelled(tuned: list[str], labels: list[str]) -> list[tuple[str | None, str]]:

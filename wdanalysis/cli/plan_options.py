@@ -6,12 +6,23 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 import typer
 
-from wdanalysis.cli.options import option_name
+from wdanalysis.cli.options import complete_roles, option_name, several_of
+from wdanalysis.training.methods import METHODS
 from wdanalysis.training.run.plan import PANELS, PlanField, plan_fields
+
+COMPLETIONS: Mapping[str, Callable[[str], list[str]]] = MappingProxyType(
+    {
+        "methods": several_of(lambda: METHODS),
+        "targets": complete_roles,
+        "magnitude_targets": complete_roles,
+    }
+)
+"""What a shell completes where the type does not say so."""
 
 
 def with_plan_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -52,6 +63,7 @@ def _parameter(field: PlanField) -> inspect.Parameter:
         callback=_checked(field) if setting.bounds else None,
         show_default=_with_options(setting.otherwise or _text(field.default)) or False,
         rich_help_panel=setting.panel,
+        autocompletion=COMPLETIONS.get(field.name),
     )
     return inspect.Parameter(
         field.name,

@@ -12,7 +12,7 @@ from wdanalysis.cli import console, options
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The results of `wd-analyze compare`.")],
-    quiet: options.Quiet = False,
+    quiet: Annotated[bool, options.quiet()] = False,
 ) -> None:
     """Write the report of a saved comparison, DIR/report.html, again: one file with everything, for any browser.
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wdanalysis.cli import console
+from wdanalysis.cli.options import option_name, several_of
 from wdanalysis.cli.plan_options import given_settings, with_plan_options
-from wdanalysis.errors import TrainingError, WdAnalysisError
+from wdanalysis.errors import TrainingError
 from wdanalysis.training.bundled import bundled_model_folder
-from wdanalysis.training.run.plan import BUNDLED_STEPS, INPUTS, OUTPUT, TrainingPlan
+from wdanalysis.training.methods import METHODS
+from wdanalysis.training.run.plan import ADAPTERS, BUNDLED_STEPS, INPUTS, OUTPUT, TrainingPlan, plan_fields
 
 if TYPE_CHECKING:
     from wdanalysis.training.injection import ParameterCount
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path("wd-training")
 NEEDED = ("transformers", "accelerate")
+
+OF_MAGNITUDE = ("axis", "magnitude_targets", "full_gradient")
+"""Settings of methods that train m."""
+
+
+def _recipes() -> Iterable[str]:
+    from wdanalysis.training.run.recipes import RECIPES
+
+    return RECIPES
 
 
 @with_plan_options
@@ -36,6 +47,7 @@ def train(
         typer.Option(
             metavar="NAME",
             help="Settings of the paper (Tables 8 to 11); options override them.",
+            autocompletion=several_of(_recipes, separator=None),
             rich_help_panel=INPUTS,
         ),
     ] = None,
@@ -91,8 +103,11 @@ def train(
 
     from wdanalysis.training.run.recipes import recipe as find_recipe
 
-    chosen = None if recipe is None else find_recipe(recipe)
-    plan = _plan(chosen, given_settings(given))
+    chosen, settings = None if recipe is None else find_recipe(recipe), given_settings(given)
+    plan = _plan(chosen, settings)
+    for name in settings:
+        if objection := _objection(name, plan, is_watched=live is not None):
+            raise typer.BadParameter(objection, param_hint=option_name(name))
     if dry_run:
         _dry_run(plan, chosen, as_json=as_json)
         return
@@ -109,6 +124,29 @@ def _plan(recipe: Recipe | None, given: Mapping[str, Any]) -> TrainingPlan:
         raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--steps")
     default: dict[str, Any] = {} if "data" in given or "epochs" in given else {"steps": BUNDLED_STEPS}
     return TrainingPlan(**{**(default if recipe is None else recipe.settings()), **given})
+
+
+def _objection(name: str, plan: TrainingPlan, *, is_watched: bool) -> str | None:
+    """Why a setting means nothing beside the others; None where it means something.
+
+    The axis is that of m, and of what is measured while a model is trained.
+    """
+    methods, named = [METHODS[method] for method in plan.methods], ", ".join(plan.methods)
+    if name == "axis" and is_watched:
+        return None
+    if plan_fields()[name].setting.panel == ADAPTERS and not any(method.update for method in methods):
+        return f"{named}: no adapter is trained"
+    if name in OF_MAGNITUDE and not any(method.magnitude for method in methods):
+        return f"{named}: no magnitude is trained; dora and dvora train one"
+    if name == "alpha" and not any(method.update == "lora" for method in methods):
+        return f"{named}: there is no α"
+    if name == "eval_fraction" and plan.eval_data:
+        return "the data of --eval-data is held out, and no share of --data"
+    if name == "eval_fraction" and not plan.data and plan.eval_fraction:
+        return "what is held out of the bundled text is fixed: give --data, or 0 to hold out nothing"
+    if name == "warmup" and plan.warmup and plan.scheduler == "constant":
+        return "with --scheduler constant there is none: constant_with_warmup has one"
+    return None
 
 
 def _dry_run(plan: TrainingPlan, recipe: Recipe | None, *, as_json: bool) -> None:
@@ -155,7 +193,7 @@ def _train(
                 say=None if quiet else say,
             )
         except loop.TrainingInterrupted as interrupted:
-            raise WdAnalysisError(str(interrupted), parameter="resume") from None
+            raise console.CutShortError(str(interrupted), parameter="resume") from None
     if not main:
         return
     if as_json:

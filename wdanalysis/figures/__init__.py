@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from wdanalysis.figures.batch import save_figures
     from wdanalysis.figures.density_figure import density
     from wdanalysis.figures.heatmap_figure import heatmap
-    from wdanalysis.figures.layers_figure import layers
+    from wdanalysis.figures.kinds import Look
+    from wdanalysis.figures.layers_figure import figure8, layers
     from wdanalysis.figures.prediction_figure import prediction
-    from wdanalysis.figures.scatter_figure import scatter
+    from wdanalysis.figures.scatter_figure import figure2, scatter
     from wdanalysis.figures.steps_figure import steps
     from wdanalysis.figures.trajectory_figure import trajectory
 
 __all__ = [
     "Figure",
+    "Look",
     "density",
+    "figure2",
+    "figure8",
     "heatmap",
     "layers",
     "prediction",
@@ -35,7 +39,10 @@ __all__ = [
 
 _HOME = {
     "Figure": "matplotlib.figure",
+    "Look": "wdanalysis.figures.kinds",
     "density": "wdanalysis.figures.density_figure",
+    "figure2": "wdanalysis.figures.scatter_figure",
+    "figure8": "wdanalysis.figures.layers_figure",
     "heatmap": "wdanalysis.figures.heatmap_figure",
     "layers": "wdanalysis.figures.layers_figure",
     "prediction": "wdanalysis.figures.prediction_figure",

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import re
 import signal
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wdanalysis.errors import OutputError
-from wdanalysis.figures.kinds import FORMATS, KINDS, PAPER_X, PAPER_Y, QUANTITIES
+from wdanalysis.figures.kinds import KINDS, PAPER_X, PAPER_Y, Look
 from wdanalysis.kernels.cores import available_cores
 from wdanalysis.writing import write_whole
 
@@ -42,7 +44,11 @@ PATIENCE = 60.0
 
 
 Tables: TypeAlias = "Mapping[str, pd.DataFrame]"
-"""Tables by their names in `wdanalysis.figures.kinds.TABLES`; those that there are not are left out."""
+"""Tables by the names that `wdanalysis.figures.kinds.KINDS` has; those that there are not are left out."""
+
+
+CAPTIONS = "captions.md"
+"""The file beside the figures that says what each shows, to be set under it."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +60,33 @@ class PlannedFigure:
     kind
         One of `KINDS`.
     name
-        The module or method that it shows.
+        The module or method that it shows; "" where it shows all.
     file
         Name of its file.
-    options
-        Arguments of its function beyond tables, as pairs.
     """
 
     kind: str
     name: str
     file: str
-    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class DrawnFigure:
+    """The file of a figure, what it shows, and what went wrong with its text."""
+
+    content: bytes
+    heading: str = ""
+    caption: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Work:
-    """Tables to be drawn, and how."""
+    """Tables to be drawn, and how; `settings` is what the user has set in matplotlib."""
 
     tables: Tables
-    format: str
-    dpi: float | None
+    look: Look
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def part(self, figure: PlannedFigure) -> Work:
         """Return what one figure needs of it: the whole metrics, which give methods their colours, else its rows."""
@@ -82,25 +95,38 @@ class Work:
         return replace(
             self,
             tables={
-                name: table if name == "metrics" or table.empty else table[table[kind.of] == figure.name]
+                name: table
+                if name == "metrics" or table.empty or not kind.of
+                else table[table["module"] == figure.name]
                 for name, table in tables.items()
             },
         )
 
-    def draw(self, figure: PlannedFigure) -> bytes:
-        """Return the file of a figure."""
+    def draw(self, figure: PlannedFigure) -> DrawnFigure:
+        """Return the file of a figure, with its caption."""
+        import matplotlib
+
         from wdanalysis import figures
         from wdanalysis.figures import style
 
-        kind = KINDS[figure.kind]
+        kind, look = KINDS[figure.kind], self.look
         tables = self.part(figure).tables
-        beside = {name: tables[name] for name in kind.beside if name in tables}
-        drawn = getattr(figures, figure.kind)(
-            tables[kind.table], figure.name, **beside, **dict(figure.options)
-        )
+        options: dict[str, Any] = {name: tables[name] for name in kind.beside if name in tables}
+        options |= {name: getattr(look, name) for name in kind.takes}
+        options |= {"title": look.title, "figsize": (look.width, None) if look.width else None}
+        rc: Any = dict(self.settings)
         file = io.BytesIO()
-        style.write(drawn, file, self.format, self.dpi)
-        return file.getvalue()
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            matplotlib.rc_context(rc),
+            style.context(look.style, look.font),
+        ):
+            warnings.simplefilter("always")
+            draw = getattr(figures, figure.kind)
+            drawn = draw(tables[kind.table], *filter(None, [figure.name]), **options)
+            style.write(drawn, file, look.format, look.dpi)
+        said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+        return DrawnFigure(file.getvalue(), drawn.heading, drawn.caption, said)
 
 
 def save_figures(
@@ -108,95 +134,98 @@ def save_figures(
     directory: str | Path,
     *,
     kinds: Iterable[str] = tuple(KINDS),
-    format: str = "png",
-    dpi: float | None = None,
-    x: str = PAPER_X,
-    y: str = PAPER_Y,
+    look: Look | None = None,
 ) -> list[Path]:
-    """Write `scatter_<module>`, `layers_<module>`, `trajectory_<module>`, `heatmap_<method>` … into a folder.
+    """Write `scatter_<module>`, `layers_<module>`, `trajectory_<module>`, `heatmap` … and their captions into a folder.
 
-    The same tables give the same bytes. In PDF and SVG, text stays text.
+    The same tables give the same bytes, as long as matplotlib is set alike. In PDF and SVG, text stays text.
 
     Parameters
     ----------
     tables
-        The metrics table, or several tables by their names (`wdanalysis.figures.kinds.TABLES`) with ``metrics`` among
+        The metrics table, or several tables by their names (`wdanalysis.figures.kinds.KINDS`) with ``metrics`` among
         them. A kind whose table is missing has no figures.
     directory
         Where to write; made where it is missing. The files appear once all are drawn, and replace those of the same
         name.
     kinds
         Which of `KINDS`.
-    format
-        ``png``, ``pdf`` or ``svg``.
-    dpi
-        Pixels per inch of a PNG; 200 by default.
-    x, y
-        What the scatter shows, of `wdanalysis.figures.kinds.QUANTITIES`; other axes than the paper's are in the file's
-        name.
+    look
+        How they are drawn.
 
     Returns
     -------
     list of Path
-        The files, in the order of `kinds` and of the table.
+        The files, in the order of `kinds` and of the table; `captions.md` is the last.
 
     Raises
     ------
     OutputError
-        There is no such kind, format or quantity.
+        There is no such kind, or the look asks for a font that there is not.
     ComparisonError
         The table mixes the two axes, or lacks a quantity.
+
+    Warns
+    -----
+    UserWarning
+        The font lacks characters of the names: once, with all of them.
     """
+    look = look or Look()
     named = tables if isinstance(tables, Mapping) else {"metrics": tables}
-    figures = planned_figures(named, kinds, format, x=x, y=y)
-    with drawing(named, figures, Path(directory), format=format, dpi=dpi) as finish:
+    figures = planned_figures(named, kinds, look)
+    with drawing(named, figures, Path(directory), look) as finish:
         return finish()
 
 
-def planned_figures(
-    tables: Tables, kinds: Iterable[str], format: str, *, x: str = PAPER_X, y: str = PAPER_Y
-) -> list[PlannedFigure]:
-    """Return every figure of the set, in the order of `kinds` and of the tables; no heat map without layers.
+def planned_figures(tables: Tables, kinds: Iterable[str], look: Look) -> list[PlannedFigure]:
+    """Return every figure of the set, in the order of `kinds` and of the tables.
 
-    None at all where no matrix has a value.
+    There is none of what a table has nothing to show: no layers, one step, one module for a page of several; and none
+    at all where no matrix has a value.
 
     Raises
     ------
     OutputError
-        There is no such kind, format or quantity.
+        There is no such kind.
     """
     kinds = list(kinds)
-    chosen = [(format, FORMATS), *((kind, KINDS) for kind in kinds), (x, QUANTITIES), (y, QUANTITIES)]
-    for choice, choices in chosen:
-        if choice not in choices:
-            raise OutputError(f"there is no figure {choice!r}; choose of {', '.join(choices)}.")
-    axes = () if (x, y) == (PAPER_X, PAPER_Y) else (("x", x), ("y", y))
-    taken: set[str] = set()
-    figures = []
     for kind in kinds:
-        options = axes if kind == "scatter" else ()
-        suffix = f"_{y}-over-{x}" if options else ""
-        figures += [
-            PlannedFigure(
-                kind, name, _free_name(f"{kind}_{_file_safe(name)}{suffix}", format, taken), options
-            )
-            for name in _names(tables, kind)
-        ]
-    return figures
+        if kind not in KINDS:
+            raise OutputError(f"there is no figure {kind!r}; choose of {', '.join(KINDS)}.")
+    axes = "" if (look.x, look.y) == (PAPER_X, PAPER_Y) else f"_{look.y}-over-{look.x}"
+    taken: set[str] = set()
+    return [
+        PlannedFigure(kind, name, _free_name(stem + axes * ("x" in KINDS[kind].takes), look.format, taken))
+        for kind in kinds
+        for name in _names(tables, kind)
+        for stem in [f"{kind}_{_file_safe(name)}" if name else kind]
+    ]
 
 
 def _names(tables: Tables, kind: str) -> list[str]:
-    """The modules or methods of which there is a figure of a kind."""
-    from wdanalysis.analysis.table import apart
+    """The modules of which there is a figure of a kind; [""] where one shows all."""
+    from wdanalysis.analysis.table import apart, merged_stacks
 
     metrics, shown = tables["metrics"], tables.get(KINDS[kind].table)
     if shown is None or not metrics["delta_m"].notna().any():
         return []
-    if kind == "heatmap":
-        shown = shown[shown["layer"].notna()]
+    if kind in _PAGES:
+        shown = merged_stacks(shown)
     elif kind == "layers":
         shown = apart(shown)
-    return [str(name) for name in shown[KINDS[kind].of].drop_duplicates()]
+    if (column := _ALONG.get(kind)) is not None:
+        places = shown.groupby("module", sort=False)[column].nunique()
+        shown = shown[shown["module"].map(places) > (0 if kind == "heatmap" else 1)]
+    if KINDS[kind].of:
+        return [str(name) for name in shown["module"].drop_duplicates()]
+    return [""] if len(shown) and (kind not in _PAGES or shown["module"].nunique() > 1) else []
+
+
+_PAGES = ("figure2", "figure8")
+"""Kinds that show several modules on one page; one module has figures of its own."""
+
+_ALONG = {"layers": "layer", "figure8": "layer", "trajectory": "step", "heatmap": "layer"}
+"""The column along which a kind shows values: nothing without any, and but for the heat map nothing with one."""
 
 
 @contextmanager
@@ -204,33 +233,75 @@ def drawing(
     tables: Tables,
     figures: Sequence[PlannedFigure],
     directory: Path,
-    *,
-    format: str = "png",
-    dpi: float | None = None,
+    look: Look,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Callable[[], list[Path]]]:
     """Let helpers draw figures beside what the caller does; the function that this gives draws the rest and writes.
 
     Parameters
     ----------
-    tables, directory, format, dpi
+    tables, directory, look
         As for `save_figures`.
     figures
         As `planned_figures` returns them.
+    progress
+        Called with the figures drawn and the number of all.
     """
-    work = Work(tables, format, dpi)
+    work = Work(tables, look, _settings())
     with _helped(work, figures) as (left, begun):
 
+        def tell(drawn: Mapping[PlannedFigure, DrawnFigure]) -> None:
+            if progress and figures:
+                of_helpers = sum(work.done() for figure, work in list(begun.items()) if figure not in drawn)
+                progress(len(drawn) + of_helpers, len(figures))
+
         def finish() -> list[Path]:
-            files = {figure: work.draw(figure) for figure in _taken(left)}
+            drawn: dict[PlannedFigure, DrawnFigure] = {}
+            tell(drawn)
+            for figure in _taken(left):
+                drawn[figure] = work.draw(figure)
+                tell(drawn)
             for figure in figures:
-                if figure not in files:
-                    files[figure] = _brought(begun.get(figure)) or work.draw(figure)
-            return [_write(directory / figure.file, files[figure]) for figure in figures]
+                if figure not in drawn:
+                    drawn[figure] = _brought(begun.get(figure)) or work.draw(figure)
+                    tell(drawn)
+            _warn_of_glyphs(drawn.values())
+            paths = [_write(directory / figure.file, drawn[figure].content) for figure in figures]
+            texts = [_captioned(figure, drawn[figure]) for figure in figures]
+            return [*paths, _write(directory / CAPTIONS, "\n".join(texts).encode())] if figures else []
 
         yield finish
 
 
-Begun: TypeAlias = dict[PlannedFigure, "Future[bytes]"]
+def _settings() -> dict[str, Any]:
+    """What the user has set in matplotlib: nothing where it is not imported yet."""
+    if "matplotlib" not in sys.modules:
+        return {}
+    from wdanalysis.figures import style
+
+    return style.settings()
+
+
+def _captioned(figure: PlannedFigure, drawn: DrawnFigure) -> str:
+    """Return a figure's part of `captions.md`: its file as a heading, and the caption in one paragraph."""
+    return f"## {figure.file}\n\n**{drawn.heading}.** {drawn.caption}\n"
+
+
+def _warn_of_glyphs(drawn: Iterable[DrawnFigure]) -> None:
+    """Warn once of all characters that the font lacks, and of everything else by itself."""
+    said = dict.fromkeys(text for figure in drawn for text in figure.warnings)
+    missing = {int(found[1]) for text in said if (found := re.match(r"Glyph (\d+) ", text))}
+    others = [text for text in said if not re.match(r"Glyph (\d+) ", text)]
+    if missing:
+        characters = "".join(map(chr, sorted(missing)))
+        others.append(
+            f"the figures' font has no {characters}: boxes stand in their place; choose a font that has"
+        )
+    for text in others:
+        warnings.warn(text, stacklevel=4)
+
+
+Begun: TypeAlias = dict[PlannedFigure, "Future[DrawnFigure]"]
 
 
 @contextmanager
@@ -283,7 +354,7 @@ def _on_their_own() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _brought(figure: Future[bytes] | None) -> bytes | None:
+def _brought(figure: Future[DrawnFigure] | None) -> DrawnFigure | None:
     """The file that a helper has drawn; None where it died or failed: the caller meets the same error itself."""
     try:
         return figure.result(PATIENCE) if figure else None

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
@@ -24,14 +23,12 @@ FEW = 40
 
 def value_axis(panel: Axes, table: pd.DataFrame, column: str, log: bool | None) -> None:
     """Scale and name the y axis of a panel: from zero, or logarithmic where asked or where needed."""
-    name = selection.VALUES[column]
     if squashes(table, column) if log is None else log:
         panel.set_yscale("log", nonpositive="mask")
-        name += "  (logarithmic)"
     else:
         highest = panel.dataLim.ymax
         panel.set_ylim(0, 1.06 * highest if 0 < highest < np.inf else 1)
-    style.number_axis(panel.yaxis, name)
+    style.number_axis(panel.yaxis, selection.VALUES[column])
 
 
 def squashes(table: pd.DataFrame, column: str) -> bool:
@@ -69,23 +66,24 @@ def hollow_points(
         np.asarray(y)[hollow],
         color=method.color,
         marker=method.marker,
-        markerfacecolor="white",
+        markerfacecolor=style.ground(),
         linestyle="none",
     )
 
 
-def method_legend(
-    figure: Figure,
-    styles: dict[str, style.MethodStyle],
-    labels: dict[str, str],
+def legend(
+    styles: Mapping[str, style.MethodStyle],
+    labels: Mapping[str, str],
     points: int,
     stacks: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Put the methods of `labels` under the panels, and the dashes of stacks where there are several."""
-    handles = [Line2D([], [], **line_style(styles[method], points)) for method in labels]
-    names = list(labels.values())
+) -> list[style.Entry]:
+    """Return the lines of the methods of `labels`, and the dashes of stacks where there are several."""
+    entries: list[style.Entry] = [
+        (Line2D([], [], **line_style(styles[method], points)), label) for method, label in labels.items()
+    ]
     if len(stacks) > 1:
-        looks: list[dict[str, Any]] = [{"color": style.QUIET, "linestyle": line} for line in stacks.values()]
-        handles += [Line2D([], [], **look) for look in looks]
-        names += [stack or "other" for stack in stacks]
-    style.legend(figure, handles, names)
+        looks: dict[str, dict[str, Any]] = {
+            stack: {"color": style.quiet(), "linestyle": dashes} for stack, dashes in stacks.items()
+        }
+        entries += [(Line2D([], [], **look), stack or "other") for stack, look in looks.items()]
+    return entries

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from wdanalysis.analysis.floors import NEAR_FLOOR, near_floor
-from wdanalysis.analysis.regression import at_last_step
+from wdanalysis.analysis.floors import near_floor, why_near_floor
+from wdanalysis.analysis.runs import of_last_step
+from wdanalysis.analysis.table import labels
 from wdanalysis.errors import ComparisonError
 
 VALUES = {"delta_m": "ΔM", "delta_d": "ΔD"}
 """The two quantities of the paper, by column, as figures name them."""
 
-VECTORS = {"out": "one vector per output feature (axis=out)", "in": "one vector per input feature (axis=in)"}
+VECTORS = {"out": "one vector per output feature", "in": "one vector per input feature"}
 """What a value of the column `axis` means."""
 
 
@@ -23,23 +25,56 @@ def unique(metrics: pd.DataFrame, column: str) -> list[str]:
     return [str(value) for value in metrics[column].drop_duplicates()]
 
 
-def rows_where(metrics: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    """Return the rows of a method or module.
+Names: TypeAlias = "str | Sequence[str] | None"
+"""One name, several, or None for all."""
+
+
+def chosen(table: pd.DataFrame, **wanted: Names) -> pd.DataFrame:
+    """Return the rows whose columns have the wanted values, in its order: `method="ft", module=["q", "v"]`.
 
     Raises
     ------
     ComparisonError
-        The table has none.
+        The table has no rows of one of them.
     """
-    rows = metrics[metrics[column] == value]
-    if rows.empty:
-        known = ", ".join(unique(metrics, column)) or "no rows"
-        raise ComparisonError(f"there is no {column} {value!r} in the metrics table, which has {known}.")
-    return rows
+    for column, names in wanted.items():
+        for name in [names] if isinstance(names, str) else names or ():
+            if not (table[column] == name).any():
+                known = ", ".join(unique(table, column)) or "no rows"
+                raise ComparisonError(f"there is no {column} {name!r} in the table, which has {known}.")
+        if names is not None:
+            table = table[table[column].isin([names] if isinstance(names, str) else list(names))]
+    return table
 
 
-def vectors(metrics: pd.DataFrame) -> str:
-    """Say which vectors were compared.
+def attention(metrics: pd.DataFrame, *roles: Sequence[str]) -> list[str]:
+    """Return the first of several lists of roles so far as the table has them; all of its modules if it has none."""
+    known = unique(metrics, "module")
+    return next((there for wanted in roles if (there := [role for role in wanted if role in known])), known)
+
+
+def ordered(rows: pd.DataFrame, wanted: Names) -> list[str]:
+    """Return the modules of the rows: in the order that was asked for, else in that of the table."""
+    known = unique(rows, "module")
+    return (
+        known
+        if wanted is None or isinstance(wanted, str)
+        else [name for name in dict.fromkeys(wanted) if name in known]
+    )
+
+
+def heading(modules: Sequence[str], what: str, axis: str) -> str:
+    """Say what a figure shows in a few words.
+
+    >>> heading(["q"], "ΔM against ΔD", "out"), heading(["q", "v"], "by layer", "in")
+    ('q: ΔM against ΔD (axis out)', 'by layer (axis in)')
+    """
+    along = f" (axis {axis})" if axis else ""
+    return f"{modules[0]}: {what}{along}" if len(modules) == 1 else f"{what}{along}"
+
+
+def axis_of(metrics: pd.DataFrame) -> str:
+    """Return the axis along which the vectors lie: ``out`` or ``in``.
 
     Raises
     ------
@@ -51,11 +86,11 @@ def vectors(metrics: pd.DataFrame) -> str:
         raise ComparisonError(
             f"a figure shows one axis, and the metrics table has {' and '.join(axes) or 'none'}."
         )
-    return VECTORS[axes[0]]
+    return axes[0]
 
 
 def at_step(metrics: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
-    """Return the rows of a step, or of each method's last step.
+    """Return the rows of a step, or of the last step that all runs of a method have.
 
     Raises
     ------
@@ -63,7 +98,7 @@ def at_step(metrics: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
         No method has that step.
     """
     if step is None:
-        return at_last_step(metrics)
+        return of_last_step(metrics)
     rows = metrics[(metrics["step"] == step).fillna(False)]
     if rows.empty:
         steps = ", ".join(str(known) for known in sorted(metrics["step"].dropna().unique()))
@@ -85,35 +120,15 @@ def has_values(rows: pd.DataFrame, columns: Iterable[str] = tuple(VALUES)) -> pd
     return pd.Series(finite, index=rows.index)
 
 
-def labels_of(rows: pd.DataFrame, column: str) -> pd.Series[str]:
-    """Return a column of text, "" where a cell is empty; of an older table that lacks it, "" everywhere."""
-    if column not in rows:
-        return pd.Series("", index=rows.index)
-    return rows[column].astype("object").where(rows[column].notna(), "").astype(str)
-
-
 def stacks(rows: pd.DataFrame) -> list[str]:
     """Return the stacks (encoder, decoder …) that are on one panel; [""] where there is one."""
-    return list(labels_of(rows, "stack").drop_duplicates()) or [""]
+    return list(labels(rows, "stack").drop_duplicates()) or [""]
 
 
 def runs_of(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """Return the rows of each run of the methods that have several; nothing where none has."""
-    run = labels_of(rows, "run")
+    run = labels(rows, "run")
     return [of_run for _, of_run in rows[run != ""].groupby(["method", run[run != ""]], sort=False)]
-
-
-def over_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the means over the runs of each method in place of their rows."""
-    if not (labels_of(rows, "run") != "").any():
-        return rows
-    places = [
-        column for column in ("method", "step", "layer", "module", "stack", "name", "axis") if column in rows
-    ]
-    numbers = set(rows.select_dtypes("float").columns)  # whole numbers are sizes, the same in all runs
-    how = {column: "mean" if column in numbers else "first" for column in rows if column not in places}
-    means = rows.groupby(places, sort=False, dropna=False).agg(how).reset_index()
-    return means[list(rows.columns)]
 
 
 def runs_note(rows: pd.DataFrame) -> str:
@@ -132,19 +147,15 @@ def per_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     Column `near_floor` tells whether all of them are near the floor; a column `stack` is there to group by in any case.
     """
     shown = rows[has_values(rows)]
-    marked = shown.assign(near_floor=near_floor(shown), stack=labels_of(shown, "stack"))
+    marked = shown.assign(near_floor=near_floor(shown), stack=labels(shown, "stack"))
     how = dict.fromkeys(VALUES, "median") | {"near_floor": "all"}
     return marked.groupby(by, sort=False).agg(how).reset_index()
 
 
 def near_floor_note(rows: pd.DataFrame, mark: str = "hollow") -> str:
-    """Say how many matrices are marked on the figure, because their ΔD may be rounding."""
+    """Say how many matrices are marked on the figure, because rounding decides their ΔD."""
     count = int(near_floor(rows).sum())
-    return (
-        f"{mark}: ΔD under {NEAR_FLOOR:g} × what rounding makes by itself ({count} of {len(rows)})"
-        if count
-        else ""
-    )
+    return f"{mark}: {why_near_floor(rows)} ({count} of {len(rows)})" if count else ""
 
 
 def left_out(

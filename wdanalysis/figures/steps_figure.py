@@ -10,30 +10,51 @@ from matplotlib.patheffects import withStroke
 
 from wdanalysis.errors import ComparisonError
 from wdanalysis.figures import selection, style
+from wdanalysis.figures.kinds import Title
 
 BINS = 40
 """Bars from r = −1 to 1."""
 
 
-def steps(step_choices: pd.DataFrame, module: str, *, correlations: pd.DataFrame | None = None) -> Figure:
+def steps(
+    step_choices: pd.DataFrame,
+    modules: selection.Names = None,
+    *,
+    methods: selection.Names = None,
+    cmap: style.Cmap | None = None,
+    title: Title = "short",
+    ax: style.AxLike | None = None,
+    figsize: style.FigSize | None = None,
+    correlations: pd.DataFrame | None = None,
+) -> Figure:
     """Draw a histogram of the pooled r over all choices of four steps, a row a method.
 
-    The steps of the smallest and of the largest r are named beside it. The black line is the r of all steps.
+    The smallest and the largest r stand over it; the caption names their steps. The black line is the r of all steps.
 
     Parameters
     ----------
     step_choices
         The table of choices: a row for every method, module and choice of steps, with its r. A series of no more than
         four steps has none.
-    module
-        One of its modules.
+    modules, methods
+        One or several of the table's; all by default.
+    cmap
+        Colours of the methods.
+    title
+        What stands over the figure: ``"none"``, ``"short"`` or ``"full"``, all of the caption.
+    ax
+        One axes or as many as there are panels, to draw on in place of a new figure.
+    figsize
+        Inches of width and height; a height of None is what the panels need.
     correlations
         The table of correlations, for the r of all steps.
 
     Raises
     ------
     ComparisonError
-        The table does not have the module.
+        The table does not have the module or method.
+    ValueError
+        `ax` has another number of axes than there are panels.
 
     Examples
     --------
@@ -43,29 +64,42 @@ def steps(step_choices: pd.DataFrame, module: str, *, correlations: pd.DataFrame
     """
     if step_choices.empty:
         raise ComparisonError("no method has more than four steps to choose from")
-    rows = selection.rows_where(step_choices, "module", module)
-    vectors = selection.vectors(rows)
-    methods = selection.unique(rows, "method")
+    rows = selection.chosen(step_choices, module=modules, method=methods)
+    axis = selection.axis_of(rows)
+    shown = selection.ordered(rows, modules)
+    groups = list(rows.groupby(["module", "method"], sort=False))
+    groups.sort(key=lambda group: shown.index(str(group[0][0])))
     with style.context():
-        colours = style.method_styles(methods)
-        figure = style.new_figure(height=0.75 + 1.05 * len(methods))
-        panels = figure.subplots(len(methods), 1, sharex=True, squeeze=False).ravel()
-        for panel, method, name in zip(panels, methods, style.told_apart(methods, 90), strict=True):
-            choices = rows[rows["method"] == method]
-            _draw(panel, choices, colours[method].color, _own(correlations, method, module))
-            panel.set_title(name, loc="left", pad=15)
-        panels[-1].set_xlabel("r of ΔM and ΔD, pooled over layers and four steps")
-        style.title(
-            figure,
-            f"{module}: r over all choices of four steps, {vectors}",
-            "black line: r of all steps" if correlations is not None else "",
+        colours = style.method_styles(selection.unique(step_choices, "method"), cmap)
+        sheet = style.sheet(len(groups), columns=1, panel_height=0.95, ax=ax, figsize=figsize)
+        names = style.fitted(
+            [str(method) if len(shown) == 1 else f"{module}, {method}" for (module, method), _ in groups],
+            sheet.title_width,
         )
-    return figure
+        said = []
+        for place, (panel, ((module, method), choices)) in enumerate(zip(sheet.panels, groups, strict=True)):
+            own = _own(correlations, str(method), str(module))
+            _draw(panel, choices, colours[str(method)].color, own)
+            known = choices[choices["r"].notna()]
+            panel.set_title(f"{names[place]}\n{_range(known)}", loc="left")
+            said.append(f"{module}, {method}: {_ends(known)}")
+            if sheet.is_own and place < len(groups) - 1:
+                panel.tick_params(labelbottom=False)
+            else:
+                panel.set_xlabel("r of four steps")
+        sheet.entitle(
+            title,
+            selection.heading(shown, "r over all choices of four steps", axis),
+            f"r of ΔM and ΔD, pooled over layers and four steps ({selection.VECTORS[axis]})",
+            "black: r of all steps" if correlations is not None and len(correlations) else "",
+            of_panels=said,
+        )
+    return sheet.figure
 
 
 def _own(correlations: pd.DataFrame | None, method: str, module: str) -> float:
-    """Return the r of all steps; NaN where it is not known."""
-    if correlations is None:
+    """Return the r of all steps, NaN where it is not known."""
+    if correlations is None or correlations.empty:
         return float("nan")
     pooled = correlations[
         (correlations["method"] == method)
@@ -81,7 +115,7 @@ def _draw(panel: Axes, choices: pd.DataFrame, colour: str, own: float) -> None:
     panel.axvline(0, color=style.NULL, linewidth=0.8, zorder=1)
     panel.spines["left"].set_visible(False)
     panel.set_yticks([])
-    panel.set_xticks(np.linspace(-1, 1, 9), [style.decimals(r) for r in np.linspace(-1, 1, 9)])
+    style.number_axis(panel.xaxis, "", ticks=8)
     if known.empty:
         style.message(panel, "no values")
         return
@@ -89,16 +123,22 @@ def _draw(panel: Axes, choices: pd.DataFrame, colour: str, own: float) -> None:
     panel.bar(edges[:-1], heights, 2 / BINS, align="edge", color=colour, alpha=0.75, zorder=2)
     panel.set_ylim(0, 1.12 * heights.max())
     if np.isfinite(own):
-        edge = withStroke(linewidth=3, foreground="white")
-        panel.axvline(own, color="black", linewidth=1.5, zorder=3, path_effects=[edge])
-    lowest, highest = (known.iloc[int(place)] for place in (known["r"].argmin(), known["r"].argmax()))
-    ends = (
-        f"{_named(lowest)} … {_named(highest)};  {len(known)} choices"
-        if len(known) > 1
-        else f"{_named(lowest)};  1 choice"
-    )
-    panel.text(0, 1.05, ends, transform=panel.transAxes, va="bottom", color=style.QUIET)
+        edge = withStroke(linewidth=3, foreground=style.ground())
+        panel.axvline(own, color=style.ink(), linewidth=1.5, zorder=3, path_effects=[edge])
 
 
-def _named(choice: pd.Series) -> str:
-    return f"{style.decimals(choice['r'])} ({choice['steps']})"
+def _range(known: pd.DataFrame) -> str:
+    """Return the smallest and the largest r."""
+    if known.empty:
+        return "no r"
+    ends = dict.fromkeys(style.decimals(r) for r in (known["r"].min(), known["r"].max()))
+    return f"r = {' … '.join(ends)}"
+
+
+def _ends(known: pd.DataFrame) -> str:
+    """Name the choices of the smallest and of the largest r."""
+    if known.empty:
+        return "no r"
+    ends = (known.iloc[int(place)] for place in (known["r"].argmin(), known["r"].argmax()))
+    named = dict.fromkeys(f"{style.decimals(end['r'])} (steps {end['steps']})" for end in ends)
+    return f"{' … '.join(named)}, {len(known)} {'choice' if len(known) == 1 else 'choices'}"

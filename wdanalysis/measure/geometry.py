@@ -1,8 +1,9 @@
 """How an update lies to its base: what reports on fine-tuning and reinforcement learning give of 2025 and 2026.
 
-Sparsity, shift of the spectrum, turn of the top subspaces, where the largest changes lie, how early an update points
-where it ends, and the shape of the spectra. The definitions are those of arXiv 2511.08567 where nothing else is said;
-docs/method.md has them all. As with the spectra, whole matrices are held in float64, one base and one tuned at a time.
+Sparsity, shift of the spectrum, turn of the top subspaces, which elements changed, how early an update points where it
+ends, and the shape of the spectra. The definitions are those of arXiv 2606.07082 (appendices C.3 and E), most of them
+taken over from arXiv 2511.08567; docs/method.md has them all. As with the spectra, whole matrices are held in float64,
+one base and one tuned at a time.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from wdanalysis.measure.spectra import (
     subspace_similarity,
 )
 
-UNCHANGED = 1e-3
-"""η of the sparsity: an element counts as unchanged where |w − w₀| ≤ η·max(|w|, |w₀|)."""
-
 MOST_DIRECTIONS = 512
 """The default k is this, or half of the shorter side where that is less."""
+
+PRINCIPAL_RANK = 64
+"""The same for the rank of the base's principal part."""
 
 ROWS = 256
 """How many rows are counted at once."""
@@ -51,7 +52,7 @@ _SHAPES = tuple(f"{which}_{of}" for of in ("hill", "entropy") for which in ("bas
 
 GEOMETRY_COLUMNS = (
     *("method", "step", "layer", "module", "name"),
-    *("subspace", *_MEASURES, "directions", *_STEP_SIMILARITY, *_SHAPES),
+    *("subspace", *_MEASURES, "directions", *_STEP_SIMILARITY, *_SHAPES, "run"),
 )
 """The columns of `measure_geometry`'s table."""
 
@@ -63,11 +64,13 @@ class GeometryOptions:
     Attributes
     ----------
     k
-        Dimensions of the top subspaces, and of the base's principal part; None: 512, or half of the shorter side where
-        that is less.
+        Dimensions of the top subspaces that the angles are between; None: 512, or half of the shorter side where that
+        is less.
+    rank
+        Of the base's principal part; None: 64, or half of the shorter side where that is less.
     share
-        α: the share of elements that are "the largest" of the update and of the base's principal part, and "the
-        smallest" of the base. The paper has 0.3 in its text and 0.5 in its appendix.
+        α: the share of elements that are "the largest" of the base's principal part, and "the smallest" of the base.
+        The paper has 0.3 in its text and 0.5 in its appendix.
     directions
         K of Sim_K: how many of an update's directions are compared between steps.
     tail
@@ -85,8 +88,9 @@ class GeometryOptions:
     """
 
     k: int | None = None
+    rank: int | None = None
     share: float = 0.3
-    directions: int = 8
+    directions: int = 16
     tail: int | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +98,7 @@ class GeometryOptions:
             raise ValueError(f"share lies between 0 and 1, not at {self.share}")
         for name, number, least in (
             ("k", self.k, 1),
+            ("rank", self.rank, 1),
             ("directions", self.directions, 1),
             ("tail", self.tail, 2),
         ):
@@ -102,22 +107,43 @@ class GeometryOptions:
 
     def subspace(self, shape: tuple[int, int]) -> int:
         """K of a matrix of this shape."""
-        shorter = min(shape)
-        return min(MOST_DIRECTIONS, max(1, shorter // 2)) if self.k is None else min(self.k, shorter)
+        return _at_most(self.k, MOST_DIRECTIONS, min(shape))
+
+    def principal_rank(self, shape: tuple[int, int]) -> int:
+        """The rank of the principal part of a base of this shape."""
+        return _at_most(self.rank, PRINCIPAL_RANK, min(shape))
 
 
-def sparsity(W0: Array, d: Array) -> float:
-    """The share of elements with |d| ≤ η·max(|w|, |w₀|), w = w₀ + d.
+def _at_most(chosen: int | None, most: int, shorter: int) -> int:
+    return min(most, max(1, shorter // 2)) if chosen is None else min(chosen, shorter)
 
-    >>> sparsity(np.array([[1.0, 1.0, 0.0]]), np.array([[1e-4, 1e-2, 0.0]]))
-    0.6666666666666666
+
+def in_bfloat16(values: Array) -> NDArray[np.float32]:
+    """The bfloat16 numbers nearest to these, of two equally near ones the even.
+
+    >>> in_bfloat16(np.array([1.0, 1.003, 1.006]))
+    array([1.       , 1.       , 1.0078125], dtype=float32)
     """
-    unchanged = 0
+    with np.errstate(over="ignore"):
+        bits = values.astype(np.float32).view(np.uint32)
+    bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def visibly_changed(W0: Array, d: Array) -> NDArray[np.bool_]:
+    """Which elements of W₀ + d differ from those of W₀ once both are stored in bfloat16.
+
+    The paper's rule is |w − w₀| > η·max(|w|, |w₀|) of the rounded numbers, η = 10⁻³; two that differ do so by 2⁻⁸ of
+    the larger or more.
+
+    >>> visibly_changed(np.array([[1.0, 1.0, 0.0]]), np.array([[1e-3, 1e-2, 0.0]]))
+    array([[False,  True, False]])
+    """
+    changed = np.empty(d.shape, np.bool_)
     for start in range(0, len(d), ROWS):
         w0, change = W0[start : start + ROWS], d[start : start + ROWS]
-        moved = np.abs(change) > UNCHANGED * np.maximum(np.abs(w0 + change), np.abs(w0))
-        unchanged += moved.size - int(np.count_nonzero(moved))
-    return unchanged / d.size
+        changed[start : start + ROWS] = in_bfloat16(w0) != in_bfloat16(w0 + change)
+    return changed
 
 
 def spectral_shift(base: Array, tuned: Array) -> float:
@@ -189,19 +215,15 @@ class Mask:
         beyond, at = scores > threshold, scores == threshold
         return cls(beyond, at, (count - np.count_nonzero(beyond)) / np.count_nonzero(at))
 
-    def overlap(self, other: Mask) -> float:
-        """How many elements are in both, over the size of this one."""
-        both: dict[tuple[int, int], int] = {
-            (i, j): int(np.count_nonzero(one & two))
-            for i, one in enumerate((self.beyond, self.at))
-            for j, two in enumerate((other.beyond, other.at))
-        }
-        weighted = sum(n * self.chance**i * other.chance**j for (i, j), n in both.items())
-        return float(weighted / (np.count_nonzero(self.beyond) + self.chance * np.count_nonzero(self.at)))
+    def share_of(self, elements: NDArray[np.bool_]) -> float:
+        """The share of these elements that are in the mask: |M★ ∩ M| / |M|; NaN for none."""
+        within = np.count_nonzero(self.beyond & elements) + self.chance * np.count_nonzero(self.at & elements)
+        count = np.count_nonzero(elements)
+        return float(within / count) if count else np.nan
 
 
 def low_rank_part(W0: Array, U: Array) -> Array:
-    """The best approximation of W₀ with rank k, U_kU_kᵀW₀, from its top k left singular vectors."""
+    """The best approximation of W₀ with rank r, U_rU_rᵀW₀, from its top r left singular vectors."""
     return U @ (U.T @ W0)
 
 
@@ -211,11 +233,16 @@ class _BaseGeometry:
     def __init__(self, base: BaseVectors, options: GeometryOptions) -> None:
         W0 = base.matrix
         self.matrix, self.values = W0, base.decomposed.values
-        self.k = min(options.subspace(W0.shape), base.decomposed.rank)
-        self.left, self.right = base.decomposed.left(self.k), base.decomposed.right(self.k)
-        self.count = max(1, round(options.share * W0.size))
-        self.principal = Mask.largest(np.abs(low_rank_part(W0, self.left)), self.count)
-        self.smallest = Mask.largest(-np.abs(W0), self.count)
+        k, r = (
+            min(most, base.decomposed.rank)
+            for most in (options.subspace(W0.shape), options.principal_rank(W0.shape))
+        )
+        left = base.decomposed.left(max(k, r))
+        self.k, self.left, self.right = k, left[:, :k], base.decomposed.right(k)
+        count = max(1, round(options.share * W0.size))
+        self.principal = Mask.largest(np.abs(low_rank_part(W0, left[:, :r])), count)
+        self.smallest = Mask.largest(-np.abs(W0), count)
+        self.share = count / W0.size
 
 
 @dataclass(frozen=True)
@@ -241,7 +268,7 @@ class GeometryTaker:
         self._options = options
         self._rows: list[dict[str, Any]] = []
         self._base: _BaseGeometry | None = None
-        self._directions: dict[str, list[_Directions]] = {}
+        self._directions: dict[tuple[str, str], list[_Directions]] = {}
 
     def add(self, pair: Pair) -> None:
         """Take a matrix's row."""
@@ -252,12 +279,12 @@ class GeometryTaker:
         self._base = self._base or _BaseGeometry(pair.base, self._options)
         row |= _row(self._base, pair.update, self._options)
         self._rows.append(row)
-        self._directions.setdefault(pair.state.method, []).append(
+        self._directions.setdefault(pair.state.training, []).append(
             _Directions(row, pair.update.right, pair.update.factors, pair.is_last)
         )
 
     def finish_matrix(self) -> None:
-        """Compare each step's update with the last one's."""
+        """Compare each step's update with the last one's of its run."""
         for steps in self._directions.values():
             if last := next((step for step in steps if step.is_last), None):
                 for step in steps:
@@ -289,8 +316,8 @@ def measure_geometry(
     Returns
     -------
     DataFrame
-        `GEOMETRY_COLUMNS`, a row for every method, step and matrix. Empty where an element is not finite, and what an
-        update of zero has not.
+        `GEOMETRY_COLUMNS`, a row for every method, run, step and matrix. Empty where an element is not finite, and what
+        an update of zero has not.
 
     Examples
     --------
@@ -318,14 +345,17 @@ def _row(base: _BaseGeometry, update: Update, options: GeometryOptions) -> dict[
     shorter = min(W0.shape)
     tuned = Decomposed(update.tuned if isinstance(update.tuned, np.ndarray) else W0 + d)
     k = min(base.k, tuned.rank)
+    changed = visibly_changed(W0, d)
     spectra = {"base": base.values, "tuned": tuned.values, "update": update.values}
     return {
         "subspace": k,
-        "sparsity": sparsity(W0, d),
+        "sparsity": 1 - np.count_nonzero(changed) / changed.size,
         "nss": spectral_shift(base.values, tuned.values),
         **_angles("left", base.left[:, :k], tuned.left(k)),
         **_angles("right", base.right[:, :k], tuned.right(k)),
-        **_overlaps(base, np.abs(d)),
+        "overlap_principal": base.principal.share_of(changed),
+        "overlap_smallest": base.smallest.share_of(changed),
+        "overlap_by_chance": base.share,
         **{f"{which}_hill": hill(values, options.tail) for which, values in spectra.items()},
         **{f"{which}_entropy": entropy(values, shorter) for which, values in spectra.items()},
     }
@@ -336,19 +366,6 @@ def _angles(side: str, U: Array, V: Array) -> dict[str, float]:
         return {}
     angles = principal_angles(U, V)
     return {f"{side}_angle_mean": float(angles.mean()), f"{side}_angle_max": float(angles.max())}
-
-
-def _overlaps(base: _BaseGeometry, sizes: Array) -> dict[str, float]:
-    """Where an update's largest elements lie: as many as the masks have, or all that changed where those are fewer."""
-    count = min(base.count, int(np.count_nonzero(sizes)))
-    if not count:
-        return {}
-    largest = Mask.largest(sizes, count)
-    return {
-        "overlap_principal": largest.overlap(base.principal),
-        "overlap_smallest": largest.overlap(base.smallest),
-        "overlap_by_chance": base.count / sizes.size,
-    }
 
 
 def _step_similarity(step: _Directions, last: _Directions, directions: int) -> dict[str, Any]:

@@ -35,6 +35,11 @@ class State:
         """Which of the method's runs; empty where it has one."""
         return self.checkpoint.run
 
+    @property
+    def training(self) -> tuple[str, str]:
+        """Method and run: what its steps are steps of."""
+        return self.method, self.run
+
 
 @dataclass(frozen=True)
 class Skipped:

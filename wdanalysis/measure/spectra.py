@@ -25,6 +25,7 @@ from wdanalysis.kernels.lowrank import Factors
 from wdanalysis.kernels.rescale import rescaled_update, rescaling_less_one
 from wdanalysis.measure.plan import Job, Plan, State
 from wdanalysis.measure.stream import load_update, outputs_of
+from wdanalysis.writing import encodable
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -49,12 +50,16 @@ _KEYS = ("method", "step", "layer", "module", "name")
 _COUNTS = ("rank", "intruder_dimensions")
 _TOP_VALUES = tuple(f"{which}_s{i + 1}" for which in ("base", "tuned", "update") for i in range(TOP))
 
-SPECTRA_COLUMNS = (*_KEYS, "rank", "stable_rank", "effective_rank", "intruder_dimensions", *_TOP_VALUES)
+SPECTRA_COLUMNS = (
+    *(*_KEYS, "rank", "stable_rank", "effective_rank", "intruder_dimensions", *_TOP_VALUES),
+    "run",
+)
 """The columns of `Spectra.matrices`."""
 
 SIMILARITY_COLUMNS = (
     *("method_a", "step_a", "method_b", "step_b", "layer", "module", "name"),
     *("i", "j", "similarity", "by_chance", "by_initialisation"),
+    *("run_a", "run_b"),
 )
 """The columns of `Spectra.similarity`."""
 
@@ -68,14 +73,15 @@ class Spectra:
     Attributes
     ----------
     matrices
-        `SPECTRA_COLUMNS`, a row for every method, step and matrix: ``rank``, the rank that an adapter's factors can
-        have (the shorter side of a matrix that is stored whole); ``stable_rank`` and ``effective_rank`` of the update;
-        ``intruder_dimensions``; and the largest singular values of W₀, W and ΔW, ``base_s1`` … ``update_s10``.
+        `SPECTRA_COLUMNS`, a row for every method, run, step and matrix: ``rank``, the rank that an adapter's factors
+        can have (the shorter side of a matrix that is stored whole); ``stable_rank`` and ``effective_rank`` of the
+        update; ``intruder_dimensions``; and the largest singular values of W₀, W and ΔW, ``base_s1`` … ``update_s10``.
         Empty where an element is not finite, and the ranks of an update that is zero.
     similarity
-        `SIMILARITY_COLUMNS`, for every matrix and pair of methods at their last steps: `subspace_similarity` of
-        the updates' top i and top j right singular vectors, what random directions would have, max(i, j) / length, and
-        for two adapters what their A's alone would give, `by_initialisation`.
+        `SIMILARITY_COLUMNS`, for every matrix and pair of methods at their last steps, or of their runs, those of one
+        method among them: `subspace_similarity` of the updates' top i and top j right singular vectors, what random
+        directions would have, max(i, j) / length, and for two adapters what their A's alone would give,
+        `by_initialisation`.
     """
 
     matrices: pd.DataFrame
@@ -125,7 +131,7 @@ class Pair:
     place
         ``layer``, ``module`` and ``name``.
     is_last
-        Whether it is of its method's last step.
+        Whether it is of its run's last step.
     base, update
         None where an element of the base, or of either, is not finite.
     """
@@ -138,8 +144,11 @@ class Pair:
 
     @property
     def key(self) -> dict[str, object]:
-        """The first columns of a row."""
-        return {"method": self.state.method, "step": self.state.step, **self.place}
+        """The columns of a row that tell whose it is."""
+        return {
+            **{"method": self.state.method, "run": encodable(self.state.run), "step": self.state.step},
+            **self.place,
+        }
 
 
 class Taker(Protocol):
@@ -232,12 +241,37 @@ def singular_values(matrix: Array) -> Array:
     A large matrix gives the roots of the eigenvalues of its Gram matrix, several times sooner; they are right to about
     1e-8 of the largest, and 0 where they are lost in its rounding.
     """
-    shorter = min(matrix.shape)
-    if shorter <= SMALL:
+    if min(matrix.shape) <= SMALL:
         return np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
-    return _roots(
-        np.linalg.eigvalsh(matrix @ matrix.T if shorter == matrix.shape[0] else matrix.T @ matrix)[::-1]
-    )
+    return _roots(np.linalg.eigvalsh(_gram(matrix))[::-1])
+
+
+def values_and_right(matrix: Array, count: int) -> tuple[Array, Array]:
+    """All singular values, and the top right singular vectors of those that are not zero.
+
+    Those of a large matrix come from its Gram matrix, as in `singular_values`; its top vectors by Lanczos.
+
+    Returns
+    -------
+    values, V
+        min(m, n) and n × k, k ≤ count.
+    """
+    from scipy.sparse.linalg import eigsh
+
+    shorter = min(matrix.shape)
+    if shorter <= max(SMALL, 2 * count) or not matrix.any():
+        _, top, right = top_singular(matrix, count)
+        return singular_values(matrix), right[:, top > 0]
+    gram = _gram(matrix)
+    values = _roots(np.linalg.eigvalsh(gram)[::-1])
+    squares, near = eigsh(gram, count, v0=np.random.default_rng(0).standard_normal(shorter))
+    near = near[:, np.argsort(squares)[::-1]][:, values[:count] > 0]
+    return values, near if len(near) == matrix.shape[1] else np.linalg.qr(matrix.T @ near)[0]
+
+
+def _gram(matrix: Array) -> Array:
+    """WWᵀ of a wide matrix, WᵀW of a tall one."""
+    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
 
 
 def _roots(squares: NDArray[Any]) -> Array:
@@ -263,7 +297,7 @@ class Decomposed:
             U, self.values, Vh = np.linalg.svd(matrix, full_matrices=False)
             self._near, self._far = (U, Vh.T) if self._wide else (Vh.T, U)
         else:
-            squares, near = np.linalg.eigh(matrix @ matrix.T if self._wide else matrix.T @ matrix)
+            squares, near = np.linalg.eigh(_gram(matrix))
             self.values, self._near = _roots(squares[::-1]), near[:, ::-1]
 
     @property
@@ -398,7 +432,7 @@ def observe(
             base = BaseVectors(W0[outputs]) if np.isfinite(W0[outputs]).all() else None
             wanted = max(*SUBSPACES, directions)
             for state, update in _updates(job, W0, outputs, finite=base is not None, directions=wanted):
-                pair = Pair(state, place, last[state.method] == state.step, base, update)
+                pair = Pair(state, place, last[state.training] == state.step, base, update)
                 for taker in takers:
                     taker.add(pair)
                 done += 1
@@ -413,21 +447,21 @@ class SpectraTaker:
     def __init__(self) -> None:
         self._matrices: list[dict[str, object]] = []
         self._similarities: list[dict[str, object]] = []
-        self._first: dict[str, Pair] = {}
-        self._last: dict[str, Pair] = {}
+        self._first: dict[tuple[str, str], Pair] = {}
+        self._last: dict[tuple[str, str], Pair] = {}
 
     def add(self, pair: Pair) -> None:
         """Take a matrix's row."""
         self._matrices.append(pair.key | (_row(pair.update, pair.base) if pair.base and pair.update else {}))
         if pair.update:
-            method = pair.state.method
-            if method not in self._first or _earlier(pair, self._first[method]):
-                self._first[method] = _without_matrices(pair)
+            training = pair.state.training
+            if training not in self._first or _earlier(pair, self._first[training]):
+                self._first[training] = _without_matrices(pair)
             if pair.is_last:
-                self._last[method] = _without_matrices(pair)
+                self._last[training] = _without_matrices(pair)
 
     def finish_matrix(self) -> None:
-        """Take the similarity of the methods' last updates."""
+        """Take the similarity of the last updates of all methods and runs."""
         self._similarities += _similarities(self._last, self._first)
         self._first, self._last = {}, {}
 
@@ -454,13 +488,13 @@ def _tables(matrices: list[dict[str, object]], similarities: list[dict[str, obje
     return Spectra(table, pairs.astype({"step_a": "Int64", "step_b": "Int64", "layer": "Int64"}))
 
 
-def _last_steps(plan: Plan) -> dict[str, int | None]:
-    """Each method's last step; one that is not known counts as the last."""
-    steps: dict[str, set[int | None]] = {}
+def _last_steps(plan: Plan) -> dict[tuple[str, str], int | None]:
+    """The last step of each method's runs; one that is not known counts as the last."""
+    steps: dict[tuple[str, str], set[int | None]] = {}
     for job in plan.jobs:
         for state, _ in (*job.dense, *job.updates):
-            steps.setdefault(state.method, set()).add(state.step)
-    return {method: max(of, key=lambda step: (step is None, step or 0)) for method, of in steps.items()}
+            steps.setdefault(state.training, set()).add(state.step)
+    return {training: max(of, key=lambda step: (step is None, step or 0)) for training, of in steps.items()}
 
 
 def _whole(job: Job, tensor: StoredTensor) -> Array:
@@ -493,8 +527,8 @@ def _updates(
 
 
 def _dense_update(W: Array, d: Array, directions: int, factors: Factors | None = None) -> Update:
-    _, top, right = top_singular(d, directions)
-    return Update(singular_values(d), right[:, top > 0], W, factors, d)
+    values, right = values_and_right(d, directions)
+    return Update(values, right, W, factors, d)
 
 
 def _low_rank_update(W0: Array, factors: Factors, directions: int) -> Update:
@@ -532,8 +566,10 @@ def _row(update: Update, base: BaseVectors) -> dict[str, object]:
     }
 
 
-def _similarities(last: Mapping[str, Pair], first: Mapping[str, Pair]) -> Iterator[dict[str, object]]:
-    """The rows of a matrix: of every two methods' last updates."""
+def _similarities(
+    last: Mapping[tuple[str, str], Pair], first: Mapping[tuple[str, str], Pair]
+) -> Iterator[dict[str, object]]:
+    """The rows of a matrix: of the last updates of every two methods or runs."""
     for a, b in itertools.combinations(last.values(), 2):
         assert a.update is not None
         assert b.update is not None
@@ -542,15 +578,15 @@ def _similarities(last: Mapping[str, Pair], first: Mapping[str, Pair]) -> Iterat
             (i, j) for i, j in itertools.product(SUBSPACES, repeat=2) if i <= U.shape[1] and j <= V.shape[1]
         ]
         expected = by_initialisation(
-            (_factors(first[a.state.method]), _factors(a)),
-            (_factors(first[b.state.method]), _factors(b)),
+            (_factors(first[a.state.training]), _factors(a)),
+            (_factors(first[b.state.training]), _factors(b)),
             sizes,
         )
         for (i, j), by_factors in zip(sizes, expected, strict=True):
             yield {
                 **a.place,
-                **{"method_a": a.state.method, "step_a": a.state.step},
-                **{"method_b": b.state.method, "step_b": b.state.step},
+                **{f"{column}_a": a.key[column] for column in ("method", "run", "step")},
+                **{f"{column}_b": b.key[column] for column in ("method", "run", "step")},
                 **{"i": i, "j": j, "similarity": subspace_similarity(U[:, :i], V[:, :j])},
                 **{"by_chance": max(i, j) / U.shape[0], "by_initialisation": by_factors},
             }

@@ -32,8 +32,8 @@ from wdanalysis.measure.rounding import (
     BaseSample,
     BaseSamples,
     Rounding,
+    grid_of,
     holds_all_of,
-    lie_on_grid,
     off_grid,
     on_grid,
 )
@@ -180,9 +180,12 @@ class _DensePass:
             return NOT_ROUNDED
         outputs, inputs = self._matrix.shape_of(self._matrix.parts[part])
         length = inputs if self._axis == "out" else outputs
-        if self._is_on_grid or (sample and lie_on_grid(sample.values, self._tensor.dtype)):
-            return on_grid(sample if self._diagnostics else None, self._tensor.dtype, changes, length)
-        return off_grid(self._sums[part][cpu.ULP2], self._weighted_ulp2[part], changes, length)
+        dtype = self._tensor.dtype
+        grid = "on" if self._is_on_grid or not sample else grid_of(sample.values, dtype)
+        if grid == "off":
+            return off_grid(self._sums[part][cpu.ULP2], self._weighted_ulp2[part], changes, length)
+        is_needed = self._diagnostics or grid == "mixed"
+        return on_grid(sample if is_needed else None, dtype, changes, length, grid=grid)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class MatrixVectors:
 
     Attributes
     ----------
-    method, step, layer, module, name
+    method, run, step, layer, module, name
         Of the row.
     rel_delta_m
         (m − m₀)/m₀ of each vector, with its sign; NaN for one that is zero in the base.
@@ -26,6 +26,7 @@ class MatrixVectors:
     """
 
     method: str
+    run: str
     step: int | None
     layer: int | None
     module: str
@@ -40,6 +41,7 @@ class MatrixVectors:
         relative = np.divide(change, m0, out=np.full_like(m0, np.nan), where=m0 > 0)
         return cls(
             row.method,
+            row.run,
             row.step,
             row.layer,
             row.module,

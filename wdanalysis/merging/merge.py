@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from wdanalysis.checkpoints import open_checkpoint
+from wdanalysis.checkpoints.base_identity import base_mismatch
 from wdanalysis.checkpoints.dtypes import OF_TORCH, STORED_TYPES, torch_type
 from wdanalysis.checkpoints.folders import holds_named_weights
-from wdanalysis.checkpoints.model import base_mismatch, describe
+from wdanalysis.checkpoints.model import describe
 from wdanalysis.checkpoints.safetensors_writer import Entry, write_safetensors
 from wdanalysis.checkpoints.storage import Progress, read_json
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from wdanalysis.analysis.floors import NEAR_FLOOR
+from wdanalysis.analysis.floors import near_floor, why_near_floor
 from wdanalysis.analysis.nulls import null_curve
+from wdanalysis.analysis.runs import has_runs
 from wdanalysis.analysis.table import apart
 from wdanalysis.figures import style
 from wdanalysis.figures.profiles import SQUASHED
@@ -78,6 +79,8 @@ LABELS: Mapping[str, str] = {
     "delta_d_bias": "ΔD bias",
     "r2": "R²",
     "header_sha256": "header SHA-256",
+    "r_mean": "r, mean over runs",
+    "slope_mean": "slope, mean over runs",
 }
 """Headings of columns that read better than their names; another column's is its name without underscores."""
 
@@ -96,30 +99,35 @@ def data(
     Returns
     -------
     dict
-        `tables`, each `{rows, columns}` as `table` makes them; `rules`, the thresholds that the figures have too;
+        `tables`, each `{rows, columns}` as `table` makes them; `marked`, 1 for each row of the metrics whose ΔD
+        rounding decides, and how; `rules`, the thresholds that the figures have too;
         `colours` of methods and layers.
     """
     tables = {
         "summary": findings.summary,
-        "null": null_curve(thinned(findings.metrics)),
+        "null": null_curve(thinned(findings.averaged)),
         "metrics": thinned(apart(findings.averaged)),
         "correlations": findings.correlations,
         "diagnostics": findings.diagnostics,
-        "skipped": pd.DataFrame(run.skipped, columns=["method", "step", "name", "reason"]),
+        "skipped": skipped(run),
         "inputs": inputs(run),
     }
-    for name in ("predictions", "step_choices"):
-        if (found := getattr(findings, name, None)) is not None and len(found):
-            tables[name] = thinned(found)
+    where_any = {
+        "runs": findings.across_runs,
+        "predictions": findings.predictions,
+        "step_choices": findings.step_choices,
+    }
+    tables |= {name: thinned(found) for name, found in where_any.items() if len(found)}
     if spectra is not None:
         tables |= {"spectra": spectra.matrices, "similarity": spectra.similarity}
     if geometry is not None:
         tables["geometry"] = geometry
+    drawn = thinned(findings.averaged)
     scale = [_hex(colour) for colour in style.layer_colours().colors]  # type: ignore[attr-defined]
     return {
         "tables": {name: table(frame) for name, frame in tables.items()},
+        "marked": {"rows": near_floor(drawn).astype(int).tolist(), "why": why_near_floor(drawn)},
         "rules": {
-            "near_floor": NEAR_FLOOR,
             "squashed": SQUASHED,
             "least_share": LEAST_SHARE,
             "null_room": NULL_ROOM,
@@ -151,16 +159,28 @@ def table(frame: pd.DataFrame) -> dict[str, Any]:
     return {"rows": len(frame), "columns": [_column(str(name), frame[name]) for name in frame.columns]}
 
 
+def skipped(run: Run) -> pd.DataFrame:
+    """Return a row for all that was left out: method, run (where a method has several), step, name, reason."""
+    rows = pd.DataFrame(run.skipped, columns=["method", "run", "step", "name", "reason"])
+    return _without_empty_run(rows)
+
+
 def inputs(run: Run) -> pd.DataFrame:
-    """Return a row for every file that was read: method, step, format, path, bytes, header_sha256."""
+    """Return a row for every file that was read.
+
+    Its columns are method, run (where a method has several), step, format, path, bytes and header_sha256.
+    """
     rows = [
-        (method, checkpoint.step, checkpoint.format, file.path, file.bytes, file.header_sha256)
+        (
+            *(method, checkpoint.run, checkpoint.step, checkpoint.format),
+            *(file.path, file.bytes, file.header_sha256),
+        )
         for method, checkpoints in run.inputs.items()
         for checkpoint in checkpoints
         for file in checkpoint.files
     ]
-    columns = ["method", "step", "format", "path", "bytes", "header_sha256"]
-    return pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "bytes": "Int64"})
+    columns = ["method", "run", "step", "format", "path", "bytes", "header_sha256"]
+    return _without_empty_run(pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "bytes": "Int64"}))
 
 
 def readings(table: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
@@ -190,6 +210,10 @@ def provenance(run: Run) -> Iterator[tuple[str, str]]:
     if run.bytes_read:
         yield "read", f"{run.bytes_read / 1e6:,.1f} MB"
     yield "versions", ", ".join(f"{package} {version}" for package, version in run.versions.items())
+
+
+def _without_empty_run(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows if has_runs(rows) else rows.drop(columns="run")
 
 
 def _column(name: str, values: pd.Series) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def render(
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (assets / "page.html").read_text("utf-8")
     )
-    metrics = findings.metrics
+    metrics = findings.averaged
     return template.render(
         css=(assets / "page.css").read_text("utf-8"),
         scripts=scripts,

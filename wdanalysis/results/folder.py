@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wdanalysis.errors import OutputError
-from wdanalysis.results.provenance import Run
+from wdanalysis.results.provenance import Run, Unfinished
 from wdanalysis.results.vectors import VECTORS_PARQUET, Vectors
 from wdanalysis.writing import first_line, plain_errors, write_whole
 
@@ -60,8 +61,11 @@ def save(
     vectors: Vectors | None = None,
     *,
     others: Callable[[], Iterable[Path]] = list,
+    to_do: Unfinished | None = None,
 ) -> list[Path]:
     """Write the tables and the provenance of a comparison into a folder, over what is there (see `check_free`).
+
+    The provenance comes first, and says of the folder what it lacks until all is written.
 
     Parameters
     ----------
@@ -72,6 +76,8 @@ def save(
     others
         Writes what else belongs into the folder, and returns those files. It is called once the tables and provenance
         are whole, so that what a full disk or Ctrl-C cuts short can be made again from them.
+    to_do
+        What `others` is to write, for whoever has to finish it.
 
     Returns
     -------
@@ -83,20 +89,57 @@ def save(
     OutputError
         The folder cannot be written.
     """
-    old = _outputs(directory)
+    from wdanalysis.analysis.table import apart
+
+    old, run = _outputs(directory), run.finished()
+    lacking = dataclasses.replace(
+        to_do or Unfinished(),
+        how=f"finish with `{finishing(directory)}`",
+        measured=run.complete,
+        replaced=_names(directory, old),
+    )
+    _write_run(directory, _lacking(run, lacking), ())
     tables = [_write_table(directory / name, table) for name, table in _tables(findings, spectra, geometry)]
-    tables += [] if vectors is None else [vectors.save(directory, findings.metrics)]
-    _write_run(directory, run, tables)
+    tables += [] if vectors is None else [vectors.save(directory, apart(findings.metrics))]
+    _write_run(directory, _lacking(run, dataclasses.replace(lacking, tables=False)), tables)
     written = [*tables, *others()]
+    return [*written, _finish(directory, run, written, old)]
+
+
+def _lacking(run: Run, unfinished: Unfinished) -> Run:
+    return dataclasses.replace(run, complete=False, unfinished=unfinished)
+
+
+def _finish(directory: Path, run: Run, written: Sequence[Path], old: Iterable[Path]) -> Path:
+    """Note that all is written, and remove what earlier results had and these have not."""
     run_json = _write_run(directory, run, written)
-    for stale in old - {*written, run_json}:
+    for stale in {*old} - {*written, run_json}:
         stale.unlink(missing_ok=True)
-    return [*written, run_json]
+    return run_json
 
 
-def add(directory: Path, run: Run, written: Iterable[Path]) -> None:
-    """Note in the provenance of saved results what was written beside them since."""
-    _write_run(directory, run, sorted(_outputs(directory) | set(written)))
+def finishing(directory: Path) -> str:
+    """The command that writes what an unfinished folder lacks."""
+    return f"wd-analyze plot {shlex.quote(str(directory))}"
+
+
+def add(directory: Path, run: Run, written: Iterable[Path], *, finishes: bool = False) -> None:
+    """Note in the provenance of saved results what was written beside them since; it may be what they lacked."""
+    outputs = sorted(_inside(directory, run.outputs) | set(written))
+    if finishes and run.unfinished:
+        _finish(directory, run.finished(), outputs, _inside(directory, run.unfinished.replaced))
+    else:
+        _write_run(directory, run, outputs)
+
+
+def state(directory: Path) -> str:
+    """Say in a sentence what a folder holds whose writing was cut short, and how to go on."""
+    run = _run_or_none(directory)
+    if run is None or (run.unfinished and run.unfinished.tables):
+        return f"{directory} holds no results yet"
+    if run.unfinished:
+        return f"the tables in {directory} are whole: {run.unfinished.how}"
+    return f"{directory} is whole"
 
 
 def load(directory: Path) -> Saved:
@@ -113,6 +156,11 @@ def load(directory: Path) -> Saved:
 
     if not directory.is_dir():
         raise OutputError(f"{directory} is no folder; give one that `wd-analyze compare` wrote.")
+    noted = _run_or_none(directory)
+    if noted and noted.unfinished and noted.unfinished.tables:
+        raise OutputError(
+            f"the tables in {directory} are not whole, because writing them was cut short: run the comparison again."
+        )
     for needed in (METRICS_PARQUET, RUN_JSON):
         if not (directory / needed).is_file():
             raise OutputError(f"{directory} holds no results of `wd-analyze compare`: {needed} is missing.")
@@ -181,15 +229,29 @@ def _read_run(directory: Path) -> Run:
         raise ValueError(f"{RUN_JSON} is none of `wd-analyze compare`") from error
 
 
-def _outputs(directory: Path) -> set[Path]:
-    """The files that an earlier run says that it wrote into the folder."""
+def _run_or_none(directory: Path) -> Run | None:
     try:
-        outputs = _read_run(directory).outputs
+        return _read_run(directory)
     except (OSError, ValueError):
+        return None
+
+
+def _outputs(directory: Path) -> set[Path]:
+    """The files that an earlier run says that it wrote into the folder, or was still to remove."""
+    if (run := _run_or_none(directory)) is None:
         return set()
+    return _inside(directory, [*run.outputs, *(run.unfinished.replaced if run.unfinished else ())])
+
+
+def _inside(directory: Path, names: Iterable[str]) -> set[Path]:
+    """Those of the named files that are there, and in the folder."""
     inside = directory.resolve()
-    paths = (directory / output for output in outputs)
+    paths = (directory / name for name in names)
     return {path for path in paths if path.resolve().is_relative_to(inside) and path.is_file()}
+
+
+def _names(directory: Path, paths: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(sorted(str(path.relative_to(directory)) for path in paths))
 
 
 def _load_spectra(directory: Path) -> Spectra:
@@ -197,14 +259,22 @@ def _load_spectra(directory: Path) -> Spectra:
 
     from wdanalysis.measure.spectra import Spectra
 
-    integers = {"step_a": "Int64", "step_b": "Int64", "layer": "Int64"}
     try:
         return Spectra(
             pd.read_parquet(directory / SPECTRA_PARQUET),
-            pd.read_csv(directory / SIMILARITY_CSV, dtype=integers, keep_default_na=False, na_values=[""]),
+            _similarity(directory / SIMILARITY_CSV),
         )
     except (OSError, ValueError) as error:
         raise OutputError(f"the spectra in {directory} cannot be read ({first_line(error)}).") from error
+
+
+def _similarity(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    types: dict[str, Any] = dict.fromkeys(("step_a", "step_b", "layer"), "Int64")
+    types |= dict.fromkeys(("run_a", "run_b"), str)
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    return table.fillna({"run_a": "", "run_b": ""})
 
 
 def _load_schedules(directory: Path) -> pd.DataFrame:
@@ -212,7 +282,7 @@ def _load_schedules(directory: Path) -> pd.DataFrame:
 
     from wdanalysis.analysis.prediction import SCHEDULE_COLUMNS
 
-    types: dict[str, Any] = {"method": str, "step": "Int64", "source": str}
+    types: dict[str, Any] = {"method": str, "step": "Int64", "source": str, "run": str}
     try:
         table: pd.DataFrame = pd.read_csv(
             directory / SCHEDULES_CSV,
@@ -220,7 +290,7 @@ def _load_schedules(directory: Path) -> pd.DataFrame:
             keep_default_na=False,
             na_values=[""],
         )
-        return table[list(SCHEDULE_COLUMNS)]
+        return table[list(SCHEDULE_COLUMNS)].assign(run=table["run"].fillna(""))
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(
             f"the schedules in {directory} cannot be read ({first_line(error)}); run the comparison again."
@@ -247,7 +317,15 @@ def check_free(directory: Path, *, force: bool) -> None:
     with plain_errors(directory):
         if directory.exists() and not directory.is_dir():
             raise OutputError(f"{directory} is a file; give a folder for the results", parameter="directory")
-        present = [name for name in (RUN_JSON, METRICS_CSV, METRICS_PARQUET) if (directory / name).exists()]
+        run = _run_or_none(directory)
+        lacking = run.unfinished if run else None
+        if lacking and not lacking.tables and not force:
+            raise OutputError(
+                f"{directory} already holds results that are not finished: {lacking.how}, or replace them",
+                parameter="force",
+            )
+        marks = (METRICS_CSV, METRICS_PARQUET) if lacking else (RUN_JSON, METRICS_CSV, METRICS_PARQUET)
+        present = [name for name in marks if (directory / name).exists()]
         if present and not force:
             raise OutputError(
                 f"{directory} already holds results ({present[0]}); choose another folder or replace them",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -79,6 +79,37 @@ class Live:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """What a folder of results still lacks; it is noted before anything else is written, and gone once all is.
+
+    Attributes
+    ----------
+    how
+        How it is finished, in a person's words.
+    tables
+        Whether the tables, too, are not whole yet.
+    figures
+        Kinds of figures that are to be drawn.
+    look
+        How: fields of `wdanalysis.figures.Look`.
+    report
+        Whether the page is to be written.
+    measured
+        Whether the rows are all there, so that the results are complete once they are finished.
+    replaced
+        Files of earlier results that go in the end.
+    """
+
+    how: str = ""
+    tables: bool = True
+    figures: Sequence[str] = ()
+    look: Mapping[str, Any] = field(default_factory=dict)
+    report: bool = False
+    measured: bool = True
+    replaced: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Run:
     """How the numbers of a metrics table came about.
 
@@ -91,7 +122,9 @@ class Run:
     options
         What was asked for.
     complete
-        False where Ctrl-C cut it short.
+        False where Ctrl-C cut it short, and in a folder that is not finished.
+    unfinished
+        What the folder that it was read from still lacks; None where that is whole.
     matrices
         How many were measured and are in the table.
     inputs
@@ -127,6 +160,13 @@ class Run:
     bytes_read: int | None = None
     live: Live | None = None
     outputs: tuple[str, ...] = ()
+    unfinished: Unfinished | None = None
+
+    def finished(self) -> Run:
+        """The run of a folder that lacks nothing: complete where all of it was measured."""
+        if self.unfinished is None:
+            return self
+        return dataclasses.replace(self, complete=self.unfinished.measured, unfinished=None)
 
     def to_json(self) -> dict[str, Any]:
         """The run as `run.json` holds it: plain values, all of which UTF-8 can hold."""
@@ -167,6 +207,7 @@ _PARTS: Mapping[str, type[Any]] = {
     "matrices": Matrices,
     "seconds": Seconds,
     "live": Live,
+    "unfinished": Unfinished,
 }
 _LEFT_OUT_IF_UNKNOWN = frozenset(
     {
@@ -180,6 +221,7 @@ _LEFT_OUT_IF_UNKNOWN = frozenset(
         "measure",
         "run",
         "merge_stacks",
+        "unfinished",
     }
 )
 """Entries that the JSON lacks where there is nothing to say; all others are then null."""

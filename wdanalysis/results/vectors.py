@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VECTORS_PARQUET = "vectors.parquet"
-VECTOR_COLUMNS = ("method", "step", "layer", "module", "name", "vector", "rel_delta_m", "delta_d")
+VECTOR_COLUMNS = ("method", "step", "layer", "module", "name", "vector", "rel_delta_m", "delta_d", "run")
 """The columns of `Vectors.read`."""
 
-_OF_ROW = ("method", "step", "name", "module")
+_OF_ROW = ("method", "run", "step", "name", "module")
 """What tells the rows of the metrics table from each other."""
 
 
@@ -57,8 +57,9 @@ class Vectors:
         step: int | None = None,
         module: str | None = None,
         layer: int | None = None,
+        run: str | None = None,
     ) -> pd.DataFrame:
-        """Read the vectors of a method, a step, a module, a layer, or of several of these; by default all.
+        """Read the vectors of a method, a run, a step, a module, a layer, or of several of these; by default all.
 
         Returns
         -------
@@ -73,7 +74,7 @@ class Vectors:
         """
         import pandas as pd
 
-        wanted = {"method": method, "step": step, "module": module, "layer": layer}
+        wanted = {"method": method, "run": run, "step": step, "module": module, "layer": layer}
         filters = [(column, "==", value) for column, value in wanted.items() if value is not None]
         try:
             table = pd.read_parquet(self.path, filters=filters or None)
@@ -112,7 +113,7 @@ class VectorsFile:
 
         self._open = ExitStack()
         names = pa.dictionary(pa.int32(), pa.string())
-        kinds = (names, pa.int64(), pa.int64(), names, names, pa.int32(), pa.float32(), pa.float32())
+        kinds = (names, pa.int64(), pa.int64(), names, names, pa.int32(), pa.float32(), pa.float32(), names)
         self._schema = pa.schema(list(zip(VECTOR_COLUMNS, kinds, strict=True)))
 
     def __enter__(self) -> VectorsFile:
@@ -132,14 +133,16 @@ class VectorsFile:
         import pyarrow as pa
 
         count = len(vectors.delta_d)
-        of_row = {
-            name: encodable(getattr(vectors, name)) for name in ("method", "step", "layer", "module", "name")
+        of_each = {
+            "vector": pa.array(range(count), pa.int32()),
+            "rel_delta_m": pa.array(vectors.rel_delta_m, from_pandas=True),
+            "delta_d": pa.array(vectors.delta_d),
         }
         columns = [
-            *(_repeated(value, count, self._schema.field(name).type) for name, value in of_row.items()),
-            pa.array(range(count), pa.int32()),
-            pa.array(vectors.rel_delta_m, from_pandas=True),
-            pa.array(vectors.delta_d),
+            of_each[field.name]
+            if field.name in of_each
+            else _repeated(encodable(getattr(vectors, field.name)), count, field.type)
+            for field in self._schema
         ]
         with plain_errors(self._path.parent, "vectors"):
             self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=max(count, 1))
@@ -154,7 +157,7 @@ def _writer(file: Any, schema: Any) -> Any:
     """A writer that packs what repeats and what counts up; the numbers themselves have nothing to pack."""
     import pyarrow.parquet as pq
 
-    texts = ["method", "name", "module", "step", "layer"]
+    texts = ["method", "run", "name", "module", "step", "layer"]
     return pq.ParquetWriter(
         file, schema, use_dictionary=texts, column_encoding={"vector": "DELTA_BINARY_PACKED"}
     )
@@ -174,4 +177,4 @@ def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
 
     step = row["step"]
     is_known = step is not None and not pd.isna(step)
-    return (row["method"], int(step) if is_known else None, row["name"], row["module"])
+    return (row["method"], row["run"], int(step) if is_known else None, row["name"], row["module"])

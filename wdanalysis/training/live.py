@@ -35,7 +35,7 @@ from wdanalysis.errors import ComparisonError, TrainingError
 from wdanalysis.measure.plan import plan
 from wdanalysis.measure.stream import stream
 from wdanalysis.results import folder
-from wdanalysis.results.provenance import Live, Matrices, Options, Run, versions
+from wdanalysis.results.provenance import Live, Matrices, Options, Run, Unfinished, versions
 from wdanalysis.training.in_memory import IN_MEMORY, STORAGE, stored
 from wdanalysis.training.layers import Adapted, VeRAUpdate, adapted_modules, features
 from wdanalysis.writing import write_whole
@@ -259,7 +259,7 @@ def _save(directory: Path, metrics: pd.DataFrame, run: Run) -> None:
     def page() -> list[Path]:
         return [report.write(directory / folder.REPORT_HTML, findings, run)] if report.is_available() else []
 
-    folder.save(directory, findings, run, others=page)
+    folder.save(directory, findings, run, others=page, to_do=Unfinished(report=True))
 
 
 class _Watched(Protocol):

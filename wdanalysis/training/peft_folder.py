@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from wdanalysis.checkpoints.adapters import read_adapter
 from wdanalysis.checkpoints.adapters.peft_vera import ScaledRows
 from wdanalysis.checkpoints.architectures import WRAPPERS
+from wdanalysis.checkpoints.base_identity import noted_rows
 from wdanalysis.checkpoints.folders import READERS, find_weights
 from wdanalysis.checkpoints.names import NameIndex
 from wdanalysis.checkpoints.storage import read_json
 from wdanalysis.checkpoints.tensors import StoredTensor
 from wdanalysis.errors import TrainingError
-from wdanalysis.training.in_memory import stored
+from wdanalysis.training.in_memory import STORAGE, stored
 from wdanalysis.training.injection import (
     adapt,
     adaptable_layers,
@@ -69,6 +70,8 @@ def save_adapter(
 ) -> None:
     """Write the adapters of `model` as a folder that PEFT loads with the same outputs.
 
+    The weights' header notes by what the base is known again: `checkpoints.base_identity.noted_rows`.
+
     Parameters
     ----------
     model
@@ -103,10 +106,25 @@ def save_adapter(
         tensors = {}
     for name, module in modules.items():
         tensors |= _tensors_of(name, module, parameters, first)
+    metadata = {"format": "pt", **noted_rows(_base_weights(modules, parameters))}
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    write_whole(folder / WEIGHTS, lambda file: save_file(on_cpu, file.name, metadata={"format": "pt"}))
+    write_whole(folder / WEIGHTS, lambda file: save_file(on_cpu, file.name, metadata=metadata))
     write_whole(folder / CONFIG, lambda file: file.write(text.encode()))
+
+
+def _base_weights(
+    modules: Mapping[str, Adapted], parameters: Mapping[str, Tensor]
+) -> dict[str, StoredTensor]:
+    """The untuned weights of the adapted modules that are there as floats: neither quantised nor sharded."""
+    weights = {
+        name: weight for name in modules if (weight := parameters.get(f"{name}.base.weight")) is not None
+    }
+    return {
+        name: stored(name, weight)
+        for name, weight in weights.items()
+        if type(weight) in (Tensor, nn.Parameter) and weight.dtype in STORAGE and weight.dim() == 2
+    }
 
 
 def _projections(modules: Mapping[str, Adapted], projection: VeRAProjection) -> dict[str, Tensor]:

@@ -40,7 +40,11 @@ def read(source: AdapterSource) -> Adapter:
     """Read the updates, whose scale is 1: the vectors have it."""
     low_rank = replace(source, tensors=as_low_rank(source.path, source.tensors))
     scaling = Scaling(source.path, alpha=1.0, divides_by_rank=False)
-    return replace(read_low_rank(low_rank, scaling, shares_inputs=True), directions="VeRA")
+    adapter = replace(read_low_rank(low_rank, scaling, shares_inputs=True), directions="VeRA")
+    if source.alpha is None or source.config is not None:
+        return adapter
+    unused = f"alpha = {source.alpha:g} was not used, because {source.path} is VeRA's, which has none."
+    return replace(adapter, notes=(*adapter.notes, unused))
 
 
 def as_low_rank(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -3,7 +3,7 @@
 "use strict";
 
 const MARKERS = [["circle", "●"], ["square", "■"], ["triangle", "▲"], ["diamond", "◆"], ["inverted_triangle", "▼"], ["hex", "⬢"], ["star", "★"]];
-const { near_floor: NEAR_FLOOR, squashed: SQUASHED, least_share: LEAST_SHARE, null_room: NULL_ROOM } = report.rules; // as on the figures
+const { squashed: SQUASHED, least_share: LEAST_SHARE, null_room: NULL_ROOM } = report.rules; // as on the figures
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 const metrics = report.tables.metrics;
@@ -14,7 +14,8 @@ const column = (name) => {
   const all = values(metrics, name);
   return shown.map((row) => all?.[row] ?? null);
 };
-const point = Object.fromEntries(["method", "module", "name", "step", "layer", "delta_m", "delta_d", "floor_ratio"].map((name) => [name, column(name)]));
+const point = Object.fromEntries(["method", "module", "name", "step", "layer", "delta_m", "delta_d"].map((name) => [name, column(name)]));
+point.marked = shown.map((row) => report.marked.rows[row] === 1); // rounding decides its ΔD
 const rowsOf = (table) => {
   const columns = (table?.columns ?? []).map(({ name }) => [name, values(table, name)]);
   return [...Array(table?.rows ?? 0).keys()].map((row) => Object.fromEntries(columns.map(([name, all]) => [name, all[row]])));
@@ -104,12 +105,17 @@ const NULL_COLOUR = "#a9a9a9";
 /** The panels that predictions have: a method, a law and what it predicts. */
 const panelsOf = (rows) => [...new Map(rows.map((row) => [JSON.stringify([row.method, row.law, row.quantity]), row])).values()];
 
-/** R² of predictions themselves, without a line through the points. */
+/** R² of predictions themselves, without a line through the points: of several runs the least and the largest. */
+function rSquaredOfRuns(rows) {
+  const found = distinct(rows.map(({ run }) => run)).map((run) => rSquared(rows.filter((row) => row.run === run))).sort((a, b) => a - b);
+  return distinct([found[0], found.at(-1)]).map((r2) => (Number.isFinite(r2) ? r2.toFixed(2).replace("-", "−") : "–")).join(" … ");
+}
+
 function rSquared(rows) {
   const mean = rows.reduce((total, { observed }) => total + observed, 0) / rows.length;
   const sum = (f) => rows.reduce((total, row) => total + f(row) ** 2, 0);
   const spread = sum(({ observed }) => observed - mean);
-  return spread > 0 ? (1 - sum(({ observed, predicted }) => observed - predicted) / spread).toFixed(2).replace("-", "−") : "–";
+  return spread > 0 ? 1 - sum(({ observed, predicted }) => observed - predicted) / spread : NaN;
 }
 
 /** What the table of correlations says of a method in the chosen module, over all layers and steps. */
@@ -298,7 +304,10 @@ function update() {
     const scaledOf = (name, unit) => own.map((row) => row[name] / 10 ** unit);
     grey.data = { x: scaledOf("delta_d", ux), y: scaledOf("delta_m", uy), low: scaledOf("delta_m_low", uy), high: scaledOf("delta_m_high", uy) };
     filter.booleans = visible.map((is, i) => is && point.method[i] === method);
+    const beyond = own.filter((row) => [[row.delta_d, ux, plot.x_range], [row.delta_m, uy, plot.y_range]]
+      .some(([value, unit, range]) => !(value / 10 ** unit >= range.start && value / 10 ** unit <= range.end))).length;
     caption.replaceChildren(element("strong", {}, method), ...beforeFilters(method).flatMap((text) => [text, element("br")]),
+      ...(beyond ? [`${beyond} null ${beyond === 1 ? "dot lies" : "dots lie"} beyond the axes`, element("br")] : []),
       found ? `shown: r = ${number(found.r, 3)}, slope = ${number(found.slope)}, n = ${x.length}` : `n = ${x.length}: no line`);
   }
   for (const { plot, caption, method, law, quantity, data, equal } of charts.predictions) {
@@ -315,7 +324,7 @@ function update() {
     setRange(plot.y_range, both);
     equal.data = { x: both, y: both };
     data.data = { x: scaled("predicted"), y: scaled("observed"), layer: mine.map(({ layer }) => layer ?? NaN) };
-    caption.replaceChildren(element("strong", {}, method), element("span", {}, `${law.replaceAll("_", " ")}: R² = ${rSquared(mine)}, n = ${mine.length}`));
+    caption.replaceChildren(element("strong", {}, method), element("span", {}, `${law.replaceAll("_", " ")}: R² = ${rSquaredOfRuns(mine)}, n = ${mine.length}`));
   }
   const profileUnits = {};
   for (const { plot, caption, name, label, filter, lines } of charts.profiles) {
@@ -339,7 +348,7 @@ function update() {
     profile_delta_d: point.delta_d.map((value) => value / profileUnits.delta_d),
     layer: point.layer.map((layer) => layer ?? NaN),
     marker: point.step.map((step) => markerOf(step)[0]),
-    filled: point.floor_ratio.map((ratio) => (ratio !== null && ratio < NEAR_FLOOR ? 0 : 0.85)),
+    filled: point.marked.map((is) => (is ? 0 : 0.85)),
     colour: point.method.map(methodColour),
     method: point.method, module: point.module, name: point.name,
     layer_text: point.layer.map((layer) => layer ?? "none"), step_text: point.step.map((step) => step ?? "not known"),
@@ -384,13 +393,13 @@ function tell(count = shown.map((_, i) => isVisible(i)).filter(Boolean).length) 
 function legends(palette, known) {
   const markers = [...new Map(steps.map((step) => [markerOf(step)[1], steps.filter((other) => markerOf(other) === markerOf(step))]))];
   const stepName = (list) => (list[0] === null ? "not known" : list.length > 1 ? `${list[0]}–${list.at(-1) ?? "not known"}` : String(list[0]));
-  const noisy = point.floor_ratio.filter((ratio) => ratio !== null && ratio < NEAR_FLOOR).length;
+  const noisy = point.marked.filter(Boolean).length;
   document.getElementById("scatter-legend").replaceChildren(
     ...(known.length > 1 ? [element("span", {}, `layer ${known[0]}`, element("span", { class: "scale", style: `background: linear-gradient(90deg, ${palette.join(",")})` }), String(known.at(-1)))] : []),
     ...(steps.length > 1 ? [element("span", {}, "step"), ...markers.map(([sign, list]) => element("span", {}, `${sign} ${stepName(list)}`))] : []),
     element("span", {}, "line: least squares over the points shown"),
     ...(nulls.length ? [element("span", {}, element("span", { class: "swatch", style: `background: ${NULL_COLOUR}` }), "null: updates without structure")] : []),
-    ...(noisy ? [element("span", {}, `○ hollow: ΔD under ${NEAR_FLOOR} × its rounding floor (${noisy} of ${shown.length})`)] : []));
+    ...(noisy ? [element("span", {}, `○ hollow: ${report.marked.why} (${noisy} of ${shown.length})`)] : []));
   document.getElementById("layer-legend").replaceChildren(...methods.map((method) =>
     element("span", {}, element("span", { class: "swatch", style: `background: ${methodColour(method)}` }), method)));
 }

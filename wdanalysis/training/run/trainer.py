@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 LOGGED_ROWS = 200
 """About so many rows of losses a run."""
 
-TrainingProgress = Callable[[str, int, int, float | None], None]
-"""Called with the method, the step, the last step, and the loss where one is known."""
+TrainingProgress = Callable[[str, int, int, float | None, bool], None]
+"""Called with the method, the step, the last step, the loss where one is known, and whether it is evaluating."""
 
 
 class NotFiniteError(Exception):
@@ -144,6 +144,18 @@ class ProgressReport(TrainerCallback):
         """Tell the step."""
         self._tell(state)
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell that it evaluates."""
+        self._tell(state, evaluating=True)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell that it is done with that."""
+        self._tell(state)
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -155,9 +167,9 @@ class ProgressReport(TrainerCallback):
         """Remember the loss."""
         self._loss = (logs or {}).get("loss", self._loss)
 
-    def _tell(self, state: TrainerState) -> None:
+    def _tell(self, state: TrainerState, *, evaluating: bool = False) -> None:
         if state.is_world_process_zero:
-            self._progress(self._method, state.global_step, state.max_steps, self._loss)
+            self._progress(self._method, state.global_step, state.max_steps, self._loss, evaluating)
 
 
 def saved_steps(last: int, *, every: int | None, checkpoints: int) -> list[int]:
