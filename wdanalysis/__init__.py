@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from wdanalysis.comparison import Comparison, compare
     from wdanalysis.decomposition import Decomposition, decompose, delta_d, delta_m
     from wdanalysis.errors import WdAnalysisError
+    from wdanalysis.questions.weights import adapter_weights
 
 _HOME = {
     "Comparison": "wdanalysis.comparison",
     "Decomposition": "wdanalysis.decomposition",
     "Schedule": "wdanalysis.checkpoints.schedules",
     "WdAnalysisError": "wdanalysis.errors",
+    "adapter_weights": "wdanalysis.questions.weights",
     "compare": "wdanalysis.comparison",
     "correlations": "wdanalysis.analysis.regression",
     "decompose": "wdanalysis.decomposition",
@@ -46,6 +48,7 @@ __all__ = [
     "Schedule",
     "WdAnalysisError",
     "__version__",
+    "adapter_weights",
     "compare",
     "correlations",
     "decompose",
