@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wdanalysis.comparison import Comparison, compare
     from wdanalysis.decomposition import Decomposition, decompose, delta_d, delta_m
     from wdanalysis.errors import WdAnalysisError
+    from wdanalysis.questions.verify import verify
     from wdanalysis.questions.weights import adapter_weights
 
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     "delta_d": "wdanalysis.decomposition",
     "delta_m": "wdanalysis.decomposition",
     "inspect": "wdanalysis.checkpoints.inspection",
+    "verify": "wdanalysis.questions.verify",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "delta_d",
     "delta_m",
     "inspect",
+    "verify",
 ]
 
 

@@ -23,6 +23,7 @@ from wdanalysis.cli.options import option_name
 from wdanalysis.cli.plot import plot
 from wdanalysis.cli.report import report
 from wdanalysis.cli.train import train
+from wdanalysis.cli.verify import verify
 from wdanalysis.errors import WdAnalysisError
 
 
@@ -58,7 +59,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, compare, plot, report, inspect, train, merge):
+for command in (demo, compare, plot, report, inspect, verify, train, merge):
     app.command(cls=_Command)(_in_words(command))
 
 

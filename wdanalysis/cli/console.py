@@ -157,6 +157,7 @@ def progress_bars(*, quiet: bool) -> Iterator[Phases | None]:
         "reading": [DownloadColumn(), TransferSpeedColumn()],
         "writing": [DownloadColumn(), TransferSpeedColumn()],
         "singular values": [MofNCompleteColumn()],
+        "checking": [MofNCompleteColumn()],
         "drawing": [MofNCompleteColumn()],
     }
     with ExitStack() as shown:

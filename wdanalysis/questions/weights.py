@@ -89,7 +89,7 @@ class AdapterWeights:
     def last(self) -> pd.DataFrame:
         """Return the rows of the last step (of the first run, where there are several)."""
         table = self.modules
-        of_run = table[table["run"] == table["run"].iloc[0]]
+        of_run: pd.DataFrame = table[table["run"] == table["run"].iloc[0]]
         return of_run if of_run["step"].isna().all() else of_run[of_run["step"] == of_run["step"].max()]
 
     def by_module(self) -> pd.DataFrame:
