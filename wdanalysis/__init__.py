@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wdanalysis.comparison import Comparison, compare
     from wdanalysis.decomposition import Decomposition, decompose, delta_d, delta_m
     from wdanalysis.errors import WdAnalysisError
+    from wdanalysis.questions.diff import diff
     from wdanalysis.questions.verify import verify
     from wdanalysis.questions.weights import adapter_weights
 
@@ -40,6 +41,7 @@ _HOME = {
     "decompose": "wdanalysis.decomposition",
     "delta_d": "wdanalysis.decomposition",
     "delta_m": "wdanalysis.decomposition",
+    "diff": "wdanalysis.questions.diff",
     "inspect": "wdanalysis.checkpoints.inspection",
     "verify": "wdanalysis.questions.verify",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "decompose",
     "delta_d",
     "delta_m",
+    "diff",
     "inspect",
     "verify",
 ]

@@ -15,9 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import wdanalysis as wd
+from wdanalysis.checkpoints import open_checkpoint
+from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate
 from wdanalysis.cli import app
 from wdanalysis.errors import CheckpointError
-from wdanalysis.questions.verify import Verification
+from wdanalysis.questions.verify import Verification, _Check
 
 Weights = dict[str, torch.Tensor]
 
@@ -257,6 +259,25 @@ def test_modules_to_save_and_what_is_absent_are_named(tmp_path: Path) -> None:
     found = wd.verify(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
     assert found.others["status"].tolist() == ["not replaced by the adapter's own"]
     assert found.modules["status"].tolist() == ["merged", "not in MERGED"]
+
+
+@pytest.mark.parametrize("times", [0.0, 0.5, 1.0])
+def test_an_update_by_formula_is_checked_as_well(tmp_path: Path, times: float) -> None:
+    """IA³'s rescaled rows, of which a part is merged."""
+    name, scale = "model.layers.0.mlp.down_proj", 1 + 0.2 * torch.rand(12, 1).double()
+    weight = torch.randn(12, 20)
+    tensors = {"base": weight, "merged": (weight.double() * (1 + times * (scale - 1))).float(), "l": scale}
+    stored = {}
+    for at, tensor in tensors.items():
+        save_file({f"{name}.weight": tensor.contiguous()}, tmp_path / f"{at}.safetensors")
+        stored[at] = open_checkpoint(tmp_path / f"{at}.safetensors")
+    factors = tuple(stored["l"].tensors.values())
+    update = FormulaUpdate(name, "IA³", factors, lambda W0: scale.numpy() * W0)
+    adapter = Checkpoint(tmp_path, "PEFT adapter", {}, formulas=(update,), method="IA³")
+    checks, others = _Check(stored["base"], adapter, stored["merged"]).run(None)
+    assert not others
+    assert [check.status for check in checks] == [{0.0: "missing", 0.5: "0.5 times", 1.0: "merged"}[times]]
+    assert checks[0].share == pytest.approx(times, abs=1e-6)
 
 
 def test_gpt2s_conv1d_is_checked_as_it_lies(tmp_path: Path) -> None:

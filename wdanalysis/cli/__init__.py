@@ -17,6 +17,7 @@ from wdanalysis._version import __version__
 from wdanalysis.cli import console
 from wdanalysis.cli.compare import compare
 from wdanalysis.cli.demo import demo
+from wdanalysis.cli.diff import diff
 from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.merge import merge
 from wdanalysis.cli.options import option_name
@@ -59,7 +60,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, compare, plot, report, inspect, verify, train, merge):
+for command in (demo, compare, plot, report, inspect, diff, verify, train, merge):
     app.command(cls=_Command)(_in_words(command))
 
 

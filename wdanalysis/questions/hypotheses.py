@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from wdanalysis.checkpoints.dtypes import narrow, widen
+from wdanalysis.checkpoints.dtypes import STORED_TYPES, narrow, widen
 from wdanalysis.checkpoints.model import StoredMatrix
 from wdanalysis.checkpoints.tensors import FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.kernels.lowrank import Array
@@ -42,6 +42,15 @@ def blocks(tensor: StoredTensor, *others: StoredTensor) -> Iterator[tuple[slice,
 def rounded(numbers: Array, dtype: str) -> Array:
     """Return numbers as a tensor of a dtype holds them."""
     return widen(narrow(numbers, dtype))
+
+
+def ulp(numbers: Array, dtype: str) -> Array:
+    """The step of a dtype's grid at each number."""
+    exponent = np.frexp(numbers)[1] - 1
+    steps: Array = np.ldexp(
+        1.0, np.maximum(exponent, -126 if dtype != "F16" else -14) - STORED_TYPES[dtype].fraction_bits
+    )
+    return steps
 
 
 class Expected(Protocol):
@@ -168,7 +177,8 @@ class LowRank:
             for sums, (x, y) in zip(own, pairs, strict=True):
                 sums[of_own] += np.einsum(into_own, x, y)
             across[of_across] += np.einsum(into_across, v, v)
-        return _Sums(*own, across=across)
+        aa, au, uu, wa, wu = own
+        return _Sums(aa, au, uu, wa, wu, across)
 
     def factor(self, found: StoredTensor) -> float:
         """T by least squares: of each vector w ≈ α·w0 + β·u, where α is 1 without magnitudes, and t = β/α."""

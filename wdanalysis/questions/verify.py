@@ -24,7 +24,7 @@ from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.errors import CheckpointError, ComparisonError
 from wdanalysis.kernels.lowrank import Array
-from wdanalysis.questions.hypotheses import ByFormula, Expected, LowRank, Weight, blocks, rounded
+from wdanalysis.questions.hypotheses import ByFormula, Expected, LowRank, Weight, blocks, rounded, ulp
 
 WITHIN = 6.0
 """W is what was expected where the two are apart by less than so many times what one rounding makes: a merge in the
@@ -54,8 +54,8 @@ class ModuleCheck:
     status
         ``merged``; ``missing`` (W is still W0); ``erased by rounding`` (it is, as the update is smaller than W's dtype
         can hold); ``0.5 times``, ``twice``, ``subtracted …``; ``transposed``; for DoRA ``merged twice``, ``magnitudes
-        left out``, ``BA left out``, ``divided by ‖W0‖``, ``other axis``, ``magnitudes on the other axis``, ``norm of the
-        other axis``; ``something else``; or why it could not be checked.
+        left out``, ``BA left out``, ``divided by ‖W0‖``, ``other axis``, ``magnitudes on the other axis``, ``norm of
+        the other axis``; ``something else``; or why it could not be checked.
     share
         How much of the expected update is in W: ⟨W − W0, W* − W0⟩ / ‖W* − W0‖², all as stored; 1 where it is merged.
     scale
@@ -418,7 +418,7 @@ def _fitted(candidates: Mapping[str, Weight], base: StoredTensor, found: StoredT
     fit = _Fit(dict.fromkeys(candidates, 0.0))
     for place, (w0, w) in blocks(base, found):
         stored0 = rounded(w0, dtype)
-        fit.rounding2 += float(np.sum(_ulp(w, dtype) ** 2)) / 12
+        fit.rounding2 += float(np.sum(ulp(w, dtype) ** 2)) / 12
         fit.untouched += _square(w - stored0)
         fit.size += w.size
         for name, weight in candidates.items():
@@ -435,15 +435,6 @@ def _fitted(candidates: Mapping[str, Weight], base: StoredTensor, found: StoredT
 
 def _square(numbers: Array) -> float:
     return float(np.sum(numbers * numbers))
-
-
-def _ulp(numbers: Array, dtype: str) -> Array:
-    """The step of a dtype's grid at each number."""
-    exponent = np.frexp(numbers)[1] - 1
-    ulp: Array = np.ldexp(
-        1.0, np.maximum(exponent, -126 if dtype != "F16" else -14) - STORED_TYPES[dtype].fraction_bits
-    )
-    return ulp
 
 
 def coarsest_dtype(tensor: StoredTensor) -> str:
