@@ -28,7 +28,7 @@ def test_a_copy_is_identical(base: Path, tmp_path: Path) -> None:
     found = wd.diff(base, write_model(tmp_path / "copy", WEIGHTS))
     assert found.verdict == "identical"
     assert set(found.tensors["state"]) == {"identical"}
-    assert found.evidence == ("16 of 16 tensors that both have are identical.",)
+    assert found.evidence == ("Of 16 tensors in both, 16 are identical.",)
 
 
 def test_other_prefixes_are_no_difference(base: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_an_adapter_is_measured_against_its_base(base: Path, tmp_path: Path) -> 
     adapter = write_lora(tmp_path / "lora", WEIGHTS)
     found = wd.diff(base, adapter)
     assert found.verdict == "tuned"
-    assert found.evidence[0] == "6 of 6 modules that B adapts changed."
+    assert found.evidence[0] == "Of 6 modules that B adapts, 6 changed."
     stored = load_file(adapter / "adapter_model.safetensors")
     stem = f"base_model.model.{Q.removesuffix('.weight')}"
     update = 2 * stored[f"{stem}.lora_B.weight"].double() @ stored[f"{stem}.lora_A.weight"].double()
@@ -204,7 +204,7 @@ def test_the_command_prints_the_verdict_and_exits_with_it_where_asked(base: Path
     assert run(base, copy, "--exit-code")[0] == 0
     code, output = run(base, tuned)
     assert (code, output.splitlines()[0]) == (0, "B is A, tuned.")
-    assert "3 of 16 tensors that both have changed." in output
+    assert "Of 16 tensors in both, 3 changed." in output
     assert run(base, tuned, "--exit-code", "--quiet") == (1, "")
     found = json.loads(run(base, tuned, "--json")[1])
     assert found["verdict"] == "tuned"

@@ -84,6 +84,17 @@ class Difference:
         What a vector of ΔM and ΔD is.
     notes
         Sentences that are worth a warning.
+
+    Examples
+    --------
+    >>> found = wd.diff("sample_checkpoints/base", "sample_checkpoints/dora/checkpoint-240")
+    >>> found.evidence
+    ('Of 50 modules that B adapts, 50 changed.',
+     'Where they changed, the update is 0.328 of the norm and ΔD is 0.0554 (median).')
+    >>> found.by_module()[["module", "changed", "delta_d"]].head(2)
+      module  changed  delta_d
+    0   down       10   0.0514
+    1     up       10   0.0836
     """
 
     a: Path
@@ -429,7 +440,7 @@ def _evidence(
     table: pd.DataFrame, only_a: tuple[str, ...], only_b: tuple[str, ...], *, is_adapted: bool
 ) -> Iterator[str]:
     table = table.drop_duplicates("name")
-    count, of = len(table), "modules that B adapts" if is_adapted else "tensors that both have"
+    count, of = len(table), "modules that B adapts" if is_adapted else "tensors in both"
     words = {
         "identical": "are identical",
         "cast": "are the same numbers in another dtype",
@@ -449,7 +460,7 @@ def _evidence(
         elif state == "other shape":
             first = of_state.iloc[0]
             detail = f" ({first['name']}: {_times(first['shape'])} and {_times(first['shape_b'])})"
-        yield f"{number} of {count} {of} {words[state]}{detail}."
+        yield f"Of {count} {of}, {number} {words[state]}{detail}."
     changed = table[(table["state"] == "changed") & table["rel_update_norm"].notna()]
     if len(changed):
         move, turn = changed["rel_update_norm"].median(), changed["delta_d"].median()

@@ -70,6 +70,13 @@ class ModuleCheck:
         How much of the update is left once W* is rounded: ⟨W* − W0, ΔW⟩ / ‖ΔW‖², the first two as stored.
     dtype
         The coarsest dtype that holds all of W.
+
+    Examples
+    --------
+    >>> base, adapter = "sample_checkpoints/base", "sample_checkpoints/lora/checkpoint-240"
+    >>> wd.verify(base, adapter, base).modules[["module", "status", "share"]].head(1)
+                                module   status  share
+    0  model.layers.0.mlp.down_proj  missing    0.0
     """
 
     module: str
@@ -101,6 +108,12 @@ class Verification:
         A row for every other tensor that is not as it should be: `name`, `status`.
     notes
         Sentences that are worth a warning.
+
+    Examples
+    --------
+    >>> base, adapter = "sample_checkpoints/base", "sample_checkpoints/lora/checkpoint-240"
+    >>> wd.verify(base, adapter, base).sentences()[0]
+    'LoRA is in 0 of 50 modules as it should be.'
     """
 
     base: Path

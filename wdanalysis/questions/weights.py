@@ -77,6 +77,14 @@ class AdapterWeights:
         A row for each of them: `run`, `step`, `name`, `index` from 1, `sigma`.
     notes
         Sentences on what was left out.
+
+    Examples
+    --------
+    >>> found = wd.adapter_weights("sample_checkpoints/lora")
+    >>> found.by_layer().head(2)  # of the last step
+       layer  share
+    0      0   0.24
+    1      1   0.13
     """
 
     path: Path
