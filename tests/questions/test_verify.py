@@ -253,6 +253,10 @@ def test_modules_to_save_and_what_is_absent_are_named(tmp_path: Path) -> None:
     assert wd.verify(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged").holds
     file = tmp_path / "merged/model.safetensors"
     tensors = load_file(file)
+    save_file({**tensors, "score.weight": torch.ones(2, 48)}, file, metadata={"format": "pt"})
+    found = wd.verify(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert found.holds
+    assert "also has 1 tensor (score.weight)" in found.notes[0]
     tensors["lm_head.weight"] = load_file(tmp_path / "base/model.safetensors")["lm_head.weight"]
     del tensors["model.layers.1.self_attn.q_proj.weight"]
     save_file(tensors, file, metadata={"format": "pt"})

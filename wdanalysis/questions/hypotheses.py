@@ -12,8 +12,9 @@ from functools import cached_property
 from typing import Protocol, TypeAlias
 
 import numpy as np
+import torch
 
-from wdanalysis.checkpoints.dtypes import STORED_TYPES, narrow, widen
+from wdanalysis.checkpoints.dtypes import STORED_TYPES, torch_type, widen
 from wdanalysis.checkpoints.model import StoredMatrix
 from wdanalysis.checkpoints.tensors import FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.kernels.lowrank import Array
@@ -21,11 +22,14 @@ from wdanalysis.kernels.rescale import rescaling
 from wdanalysis.kernels.sums import Vector
 from wdanalysis.measure.stream import load_update
 
-BLOCK_BYTES = 1 << 23
+BLOCK_BYTES = 1 << 20
 """How much of a stored matrix is in memory at once, before it is widened."""
 
 Weight: TypeAlias = Callable[[slice, Array], Array]
 """From rows of W0 (which, and their numbers) to the same rows of what W may be."""
+
+SMALLEST = {"F16": 2.0**-14, "F64": 2.0**-1022}
+"""The smallest normal number of a dtype; 2⁻¹²⁶ in the others."""
 
 TWICE = 0.02
 """A factor on the update that is nearer to 2 than this is called twice."""
@@ -41,15 +45,19 @@ def blocks(tensor: StoredTensor, *others: StoredTensor) -> Iterator[tuple[slice,
 
 def rounded(numbers: Array, dtype: str) -> Array:
     """Return numbers as a tensor of a dtype holds them."""
-    return widen(narrow(numbers, dtype))
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(torch_type(dtype)).double().numpy()
+
+
+def inner(x: Array, y: Array) -> float:
+    """Σ xy of two matrices."""
+    return float(np.einsum("ij,ij->", x, y))
 
 
 def ulp(numbers: Array, dtype: str) -> Array:
     """The step of a dtype's grid at each number."""
-    exponent = np.frexp(numbers)[1] - 1
-    steps: Array = np.ldexp(
-        1.0, np.maximum(exponent, -126 if dtype != "F16" else -14) - STORED_TYPES[dtype].fraction_bits
-    )
+    powers = (np.ascontiguousarray(numbers).view(np.uint64) & np.uint64(0x7FF << 52)).view(np.float64)
+    smallest = SMALLEST.get(dtype, 2.0**-126)
+    steps: Array = np.maximum(powers, smallest) * 2.0 ** -STORED_TYPES[dtype].fraction_bits
     return steps
 
 
@@ -96,7 +104,7 @@ class ByFormula:
         along = square = 0.0
         for place, (w0, w) in blocks(self.base, found):
             u = self.merged(place, w0) - w0
-            along, square = along + float(np.sum((w - w0) * u)), square + float(np.sum(u * u))
+            along, square = along + inner(w - w0, u), square + inner(u, u)
         return along / square if square else 0.0
 
 
@@ -152,11 +160,21 @@ class LowRank:
     @cached_property
     def merged(self) -> Weight:
         """Eq. 1, and with magnitudes Eq. 5."""
-        return self._v if self._m is None else self._rescaled(self._v, self._norm(self._own))
+        return self._v if self._m is None else self._rescaled(self._v, self._v_norm())
 
     @cached_property
     def _own(self) -> _Sums:
         return self._sums(self._base)
+
+    def _v_norm(self) -> Vector:
+        """‖V‖ of each vector that has a magnitude."""
+        squares = np.zeros(self._base.rows if self._of_rows else self._base.row_length)
+        for place, (w0,) in blocks(self._base):
+            v = self._v(place, w0)
+            squares[place if self._of_rows else slice(None)] += np.einsum(
+                "ij,ij->i" if self._of_rows else "ij,ij->j", v, v
+            )
+        return np.sqrt(squares)
 
     @staticmethod
     def _norm(sums: _Sums, t: float = 1.0) -> Vector:

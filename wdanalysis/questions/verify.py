@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,8 +24,9 @@ from wdanalysis.checkpoints.names import NameIndex
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
 from wdanalysis.errors import CheckpointError, ComparisonError
+from wdanalysis.kernels.cores import available_cores
 from wdanalysis.kernels.lowrank import Array
-from wdanalysis.questions.hypotheses import ByFormula, Expected, LowRank, Weight, blocks, rounded, ulp
+from wdanalysis.questions.hypotheses import ByFormula, Expected, LowRank, Weight, blocks, inner, rounded, ulp
 
 WITHIN = 6.0
 """W is what was expected where the two are apart by less than so many times what one rounding makes: a merge in the
@@ -40,6 +42,7 @@ KEPT = 0.9
 """Where rounding keeps less of the updates than this share, in the median, that is said."""
 
 MERGED, MISSING, ERASED, OTHER = "merged", "missing", "erased by rounding", "something else"
+NOT_REPLACED = "not replaced by the adapter's own"
 NOT_FINITE = "not finite (NaN or infinite)"
 
 
@@ -249,7 +252,7 @@ class _Check:
         self._matching = self._model.match(merged)
         if not self._matching.pairs:
             raise ComparisonError(f"no tensor of {merged.path} has the name of one in {base.path}.")
-        self._index = NameIndex(merged.tensors)
+        self._base_index, self._index = NameIndex(base.tensors), NameIndex(merged.tensors)
         mismatch = base_mismatch(base, adapter)
         self.notes = [*adapter.notes, *([f"{mismatch}."] if mismatch else [])]
 
@@ -262,9 +265,11 @@ class _Check:
         total = len(updates) + len(rest)
         tell = progress or (lambda done, total: None)
         checks = []
-        for done, update in enumerate(updates):
-            tell(done, total)
-            checks.append(self._module(update, targets[update.module]))
+        with ThreadPoolExecutor(available_cores(), thread_name_prefix="wd-analyze") as pool:
+            checked = pool.map(lambda update: self._module(update, targets[update.module]), updates)
+            for done, check in enumerate(checked):
+                tell(done, total)
+                checks.append(check)
         others = []
         for done, (name, status) in enumerate(self._rest(rest), len(updates)):
             tell(done, total)
@@ -274,7 +279,7 @@ class _Check:
         return checks, others
 
     def _target(self, update: Update) -> StoredTensor | None:
-        name = NameIndex(self._base.tensors).tensor_of(update.module)
+        name = self._base_index.tensor_of(update.module)
         return None if name is None else self._base.tensors[name]
 
     def _module(self, update: Update, base: StoredTensor | None) -> ModuleCheck:
@@ -304,7 +309,8 @@ class _Check:
 
     def _rest(self, names: list[str]) -> Iterator[tuple[str, str]]:
         """Say of every tensor without an update whether it is what it was, or what the adapter replaces it with."""
-        replaced = self._model.match(self._adapter).pairs if self._adapter.tensors else {}
+        own = self._model.match(self._adapter)
+        replaced = own.pairs
         for name in names:
             base, at = self._base.tensors[name], self._matching.pairs.get(name)
             wanted = self._adapter.tensors[replaced[name]] if name in replaced else base
@@ -313,10 +319,15 @@ class _Check:
             elif _is_the_same(wanted, self._merged.tensors[at]):
                 yield name, ""
             else:
-                yield (
-                    name,
-                    "not replaced by the adapter's own" if name in replaced else "changed beside the adapter",
-                )
+                yield name, NOT_REPLACED if name in replaced else "changed beside the adapter"
+        added = [self._index.find(name) for name in own.only_tuned]
+        for name, at in zip(own.only_tuned, added, strict=True):
+            if at is None:
+                yield name, "not in MERGED"
+            elif not _is_the_same(self._adapter.tensors[name], self._merged.tensors[at]):
+                yield name, NOT_REPLACED
+        if more := [name for name in self._matching.only_tuned if name not in added]:
+            self.notes.append(f"{self._merged.path} also has {_named(more, 'tensor')}, which BASE has not.")
 
 
 def _checked(
@@ -332,7 +343,9 @@ def _checked(
     if not math.isfinite(fit.residual[MERGED]):
         status = NOT_FINITE
     elif fit.is_untouched and fit.is_an_update:
-        status = ERASED if not fit.moves or _is_erased_by_cast(expected, base, found, dtype) else MISSING
+        status = MISSING
+        if not fit.moves or (base.dtype != dtype and _is_erased_by_cast(expected, base, found, dtype)):
+            status = ERASED
     elif fit.moves and not fit.is_whole(MERGED):
         factor = expected.factor(found)
         status = _nearest(expected, base, found, dtype, fit)
@@ -431,7 +444,8 @@ def _fitted(candidates: Mapping[str, Weight], base: StoredTensor, found: StoredT
     fit = _Fit(dict.fromkeys(candidates, 0.0))
     for place, (w0, w) in blocks(base, found):
         stored0 = rounded(w0, dtype)
-        fit.rounding2 += float(np.sum(ulp(w, dtype) ** 2)) / 12
+        steps = ulp(w, dtype)
+        fit.rounding2 += inner(steps, steps) / 12
         fit.untouched += _square(w - stored0)
         fit.size += w.size
         for name, weight in candidates.items():
@@ -439,15 +453,15 @@ def _fitted(candidates: Mapping[str, Weight], base: StoredTensor, found: StoredT
             stored = rounded(exact, dtype)
             fit.residual[name] += _square(w - stored)
             if name == MERGED:
-                fit.along += float(np.sum((w - stored0) * (stored - stored0)))
+                fit.along += inner(w - stored0, stored - stored0)
                 fit.expected2 += _square(stored - stored0)
                 fit.update2 += _square(exact - w0)
-                fit.left += float(np.sum((stored - stored0) * (exact - w0)))
+                fit.left += inner(stored - stored0, exact - w0)
     return fit
 
 
 def _square(numbers: Array) -> float:
-    return float(np.sum(numbers * numbers))
+    return inner(numbers, numbers)
 
 
 def coarsest_dtype(tensor: StoredTensor) -> str:
