@@ -26,18 +26,24 @@ if TYPE_CHECKING:
     from wdanalysis.comparison import Comparison, compare
     from wdanalysis.decomposition import Decomposition, decompose, delta_d, delta_m
     from wdanalysis.errors import WdAnalysisError
+    from wdanalysis.questions.diff import diff
+    from wdanalysis.questions.verify import verify
+    from wdanalysis.questions.weights import adapter_weights
 
 _HOME = {
     "Comparison": "wdanalysis.comparison",
     "Decomposition": "wdanalysis.decomposition",
     "Schedule": "wdanalysis.checkpoints.schedules",
     "WdAnalysisError": "wdanalysis.errors",
+    "adapter_weights": "wdanalysis.questions.weights",
     "compare": "wdanalysis.comparison",
     "correlations": "wdanalysis.analysis.regression",
     "decompose": "wdanalysis.decomposition",
     "delta_d": "wdanalysis.decomposition",
     "delta_m": "wdanalysis.decomposition",
+    "diff": "wdanalysis.questions.diff",
     "inspect": "wdanalysis.checkpoints.inspection",
+    "verify": "wdanalysis.questions.verify",
 }
 
 __all__ = [
@@ -46,12 +52,15 @@ __all__ = [
     "Schedule",
     "WdAnalysisError",
     "__version__",
+    "adapter_weights",
     "compare",
     "correlations",
     "decompose",
     "delta_d",
     "delta_m",
+    "diff",
     "inspect",
+    "verify",
 ]
 
 

@@ -17,12 +17,14 @@ from wdanalysis._version import __version__
 from wdanalysis.cli import console
 from wdanalysis.cli.compare import compare
 from wdanalysis.cli.demo import demo
+from wdanalysis.cli.diff import diff
 from wdanalysis.cli.inspect import inspect
 from wdanalysis.cli.merge import merge
 from wdanalysis.cli.options import option_name
 from wdanalysis.cli.plot import plot
 from wdanalysis.cli.report import report
 from wdanalysis.cli.train import train
+from wdanalysis.cli.verify import verify
 from wdanalysis.errors import WdAnalysisError
 
 
@@ -58,7 +60,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, compare, plot, report, inspect, train, merge):
+for command in (demo, compare, plot, report, inspect, diff, verify, train, merge):
     app.command(cls=_Command)(_in_words(command))
 
 

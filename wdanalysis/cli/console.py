@@ -157,6 +157,7 @@ def progress_bars(*, quiet: bool) -> Iterator[Phases | None]:
         "reading": [DownloadColumn(), TransferSpeedColumn()],
         "writing": [DownloadColumn(), TransferSpeedColumn()],
         "singular values": [MofNCompleteColumn()],
+        "checking": [MofNCompleteColumn()],
         "drawing": [MofNCompleteColumn()],
     }
     with ExitStack() as shown:
@@ -252,11 +253,11 @@ def summary_table(summary: pd.DataFrame) -> None:
             number(row["step"], 12),
             number(row["delta_m"]),
             number(row["delta_d"]),
-            _signed(row["pearson_r"], "+.2f"),
+            signed(row["pearson_r"], "+.2f"),
             "–"
             if math.isnan(row["r_low"])
-            else f"{_signed(row['r_low'], '+.2f')} … {_signed(row['r_high'], '+.2f')}",
-            _signed(row["slope"], "+.3g"),
+            else f"{signed(row['r_low'], '+.2f')} … {signed(row['r_high'], '+.2f')}",
+            signed(row["slope"], "+.3g"),
             row["badge"],
         )
         for row in summary.to_dict("records")
@@ -264,5 +265,6 @@ def summary_table(summary: pd.DataFrame) -> None:
     table(headings, rows)
 
 
-def _signed(value: float, form: str) -> str:
+def signed(value: float, form: str) -> str:
+    """Write a number in a format that has its sign, a dash where there is none."""
     return "–" if math.isnan(value) else re.sub("^-", "−", f"{value:{form}}")

@@ -1,4 +1,4 @@
-"""`wd-analyze inspect`: what a file or folder is, from headers alone."""
+"""`wd-analyze inspect`: what a file or folder is, from headers alone; of an adapter also what its weights say."""
 
 from __future__ import annotations
 
@@ -14,14 +14,34 @@ from wdanalysis.decomposition import Axis
 
 if TYPE_CHECKING:
     from wdanalysis.checkpoints.inspection import CheckpointSummary, Inspection, ModuleCount
+    from wdanalysis.questions.weights import AdapterWeights
 
 
 LONGEST_SETTING = 100
 """Characters of an adapter's setting that go into the table."""
 
+BLOCKS = 5
+"""So many layers are named of those that carry an adapter."""
+
 
 def inspect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files or folders.")],
+    weights: Annotated[
+        bool,
+        typer.Option(
+            "--weights",
+            help="Of adapters, without a base: size and singular values of every update, the rank that it needs, "
+            "magnitudes, outliers, which layers carry it.",
+        ),
+    ] = False,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --weights of one adapter: draw them by layer (.png, .pdf, .svg).",
+            show_default=False,
+        ),
+    ] = None,
     alpha: Annotated[float | None, options.alpha()] = None,
     dora_axis: Annotated[Axis | None, options.dora_axis()] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
@@ -30,6 +50,15 @@ def inspect(
 
     Example: wd-analyze inspect lora/ --json
     """
+    if figure is not None and (not weights or len(paths) > 1):
+        raise typer.BadParameter("is drawn of the --weights of one adapter", param_hint="--figure")
+    if weights:
+        _weights(paths, alpha, figure, as_json=as_json)
+    else:
+        _headers(paths, alpha, as_json=as_json)
+
+
+def _headers(paths: list[Path], alpha: float | None, *, as_json: bool) -> None:
     from wdanalysis.checkpoints.inspection import inspect as inspect_path
 
     inspections = [inspect_path(path, alpha=alpha, dora_axis=dora_axis) for path in paths]
@@ -45,6 +74,62 @@ def inspect(
         if place:
             console.lines("")
         _print(found)
+
+
+def _weights(paths: list[Path], alpha: float | None, figure: Path | None, *, as_json: bool) -> None:
+    from wdanalysis.questions.weights import adapter_weights
+
+    found = [adapter_weights(path, alpha=alpha) for path in paths]
+    if figure is not None:
+        from wdanalysis.figures import style
+
+        style.save(found[0].figure(), figure)
+    if as_json:
+        console.lines(json.dumps([of.as_json() for of in found], ensure_ascii=False))
+        return
+    for place, of in enumerate(found):
+        if place:
+            console.lines("")
+        _print_weights(of)
+
+
+def _print_weights(found: AdapterWeights) -> None:
+    table = found.last()
+    steps = "" if table["step"].isna().all() else f", step {table['step'].iloc[0]}"
+    console.lines(f"{found.path}: {found.method}{steps}, {_count(len(table), 'update')}")
+    has_magnitudes = bool(table["m_mean"].notna().any())
+    console.table(
+        [("module", "left"), ("updates", "right"), ("‖s·BA‖", "right"), ("share", "right"), ("stable rank", "right"),
+         ("rank for 90 / 95 / 99 %", "right"), ("of", "right"),
+         *[("‖m‖ mean", "right"), ("spread", "right")] * has_magnitudes, ("outliers", "right")],
+        [
+            (
+                row["module"],
+                str(row["modules"]),
+                console.number(row["norm"]),
+                f"{100 * row['share']:.0f} %",
+                console.number(row["stable_rank"]),
+                " / ".join(console.number(row[f"rank_{energy}"], 12) for energy in (90, 95, 99)),
+                str(row["rank"]),
+                *[console.number(row["m_mean"]), console.number(row["m_spread"])] * has_magnitudes,
+                str(row["outliers"]),
+            )
+            for row in found.by_module().to_dict("records")
+        ],
+    )  # fmt: skip
+    layers = found.by_layer()
+    if len(layers) > 1:
+        most = ", ".join(
+            f"{row['layer']} ({100 * row['share']:.0f} %)" for row in layers.head(BLOCKS).to_dict("records")
+        )
+        console.paragraph(f"Layers with the largest shares of the updates' squared norm: {most}.")
+    for row in table[table["outlier"]].to_dict("records"):
+        console.paragraph(
+            f"{row['name']} stands out of its kind: ‖s·BA‖ {console.number(row['norm'])}, robust z "
+            f"{console.signed(row['robust_z'], '+.1f')}.",
+            "  ",
+        )
+    console.warn(found.notes)
 
 
 def _print(found: Inspection) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wdanalysis.figures.scatter_figure import figure2, scatter
     from wdanalysis.figures.steps_figure import steps
     from wdanalysis.figures.trajectory_figure import trajectory
+    from wdanalysis.figures.weights_figure import weights
 
 __all__ = [
     "Figure",
@@ -35,6 +36,7 @@ __all__ = [
     "scatter",
     "steps",
     "trajectory",
+    "weights",
 ]
 
 _HOME = {
@@ -50,6 +52,7 @@ _HOME = {
     "scatter": "wdanalysis.figures.scatter_figure",
     "steps": "wdanalysis.figures.steps_figure",
     "trajectory": "wdanalysis.figures.trajectory_figure",
+    "weights": "wdanalysis.figures.weights_figure",
 }
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -40,7 +40,8 @@ from matplotlib.ticker import (
 from numpy.typing import NDArray
 
 from wdanalysis.errors import OutputError
-from wdanalysis.figures.kinds import Title
+from wdanalysis.figures.kinds import FORMATS, Title
+from wdanalysis.writing import write_whole
 
 WIDTH = 6.75
 """Inches: the text width of a two-column paper."""
@@ -259,7 +260,23 @@ def wrapped(text: str, inches: float) -> list[str]:
     return [" ".join(line) for line in lines]
 
 
-def write(figure: Figure, target: Path | io.BytesIO, format: str, dpi: float | None = None) -> None:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure into a file, whole or not at all, as what its suffix says.
+
+    Raises
+    ------
+    OutputError
+        There is no such format, or the file may not be written.
+    """
+    format = path.suffix[1:].lower()
+    if format not in FORMATS:
+        raise OutputError(
+            f"{path} is none of {', '.join(f'.{known}' for known in FORMATS)}.", parameter="figure"
+        )
+    return write_whole(path, lambda file: write(figure, file, format))
+
+
+def write(figure: Figure, target: Path | BinaryIO, format: str, dpi: float | None = None) -> None:
     """Write a figure, a PNG with `DPI` by default; the same figure always gives the same bytes."""
     # A little larger, and written much sooner.
     options: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if format == "png" else {}
