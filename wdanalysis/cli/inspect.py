@@ -53,12 +53,12 @@ def inspect(
     if figure is not None and (not weights or len(paths) > 1):
         raise typer.BadParameter("is drawn of the --weights of one adapter", param_hint="--figure")
     if weights:
-        _weights(paths, alpha, figure, as_json=as_json)
+        _weights(paths, alpha, dora_axis, figure, as_json=as_json)
     else:
-        _headers(paths, alpha, as_json=as_json)
+        _headers(paths, alpha, dora_axis, as_json=as_json)
 
 
-def _headers(paths: list[Path], alpha: float | None, *, as_json: bool) -> None:
+def _headers(paths: list[Path], alpha: float | None, dora_axis: Axis | None, *, as_json: bool) -> None:
     from wdanalysis.checkpoints.inspection import inspect as inspect_path
 
     inspections = [inspect_path(path, alpha=alpha, dora_axis=dora_axis) for path in paths]
@@ -76,10 +76,12 @@ def _headers(paths: list[Path], alpha: float | None, *, as_json: bool) -> None:
         _print(found)
 
 
-def _weights(paths: list[Path], alpha: float | None, figure: Path | None, *, as_json: bool) -> None:
+def _weights(
+    paths: list[Path], alpha: float | None, dora_axis: Axis | None, figure: Path | None, *, as_json: bool
+) -> None:
     from wdanalysis.questions.weights import adapter_weights
 
-    found = [adapter_weights(path, alpha=alpha) for path in paths]
+    found = [adapter_weights(path, alpha=alpha, dora_axis=dora_axis) for path in paths]
     if figure is not None:
         from wdanalysis.figures import style
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wdanalysis.cli import console, options
+from wdanalysis.decomposition import Axis
 
 if TYPE_CHECKING:
     from wdanalysis.questions.verify import Verification
@@ -25,6 +26,7 @@ def verify(
         Path, typer.Argument(metavar="MERGED", help="The model that it is said to be merged into.")
     ],
     alpha: Annotated[float | None, options.alpha()] = None,
+    dora_axis: Annotated[Axis | None, options.dora_axis()] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     quiet: Annotated[bool, options.quiet()] = False,
 ) -> None:
@@ -40,7 +42,7 @@ def verify(
 
     with console.progress_bars(quiet=quiet or as_json) as tell:
         progress = None if tell is None else functools.partial(tell, "checking")
-        found = verify_checkpoints(base, adapter, merged, alpha=alpha, progress=progress)
+        found = verify_checkpoints(base, adapter, merged, alpha=alpha, dora_axis=dora_axis, progress=progress)
     if as_json:
         console.lines(json.dumps(found.as_json(), ensure_ascii=False))
     elif not quiet:

@@ -23,6 +23,7 @@ from wdanalysis.checkpoints.model import Model, describe
 from wdanalysis.checkpoints.names import NameIndex
 from wdanalysis.checkpoints.storage import Progress
 from wdanalysis.checkpoints.tensors import Checkpoint, FormulaUpdate, LowRankUpdate, StoredTensor
+from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError, ComparisonError
 from wdanalysis.kernels.cores import available_cores
 from wdanalysis.kernels.lowrank import Array
@@ -176,6 +177,7 @@ def verify(
     merged: str | Path,
     *,
     alpha: float | None = None,
+    dora_axis: Axis | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Check that an adapter is merged into a model: all modules, once, at its scale, on its axis, magnitudes included.
@@ -190,6 +192,8 @@ def verify(
         The model that it is said to be merged into.
     alpha
         LoRA's α for an adapter file without its `adapter_config.json`.
+    dora_axis
+        The axis of its magnitudes, where neither their shape nor their writer tells it.
     progress
         Told after every tensor.
 
@@ -210,10 +214,9 @@ def verify(
     >>> wd.verify("sample_checkpoints/base", adapter, "sample_checkpoints/base").holds
     False
     """
-    opened = [
-        open_checkpoint(path, alpha=alpha if path == adapter else None) for path in (base, adapter, merged)
-    ]
-    check = _Check(*opened)
+    model, result = open_checkpoint(base), open_checkpoint(merged)
+    tuned = open_checkpoint(adapter, alpha=alpha, dora_axis=dora_axis).on(model)
+    check = _Check(model, tuned, result)
     checks, others = check.run(progress)
     modules = pd.DataFrame(checks, columns=[field.name for field in fields(ModuleCheck)])
     modules["layer"] = modules["layer"].astype("Int64")
@@ -223,7 +226,7 @@ def verify(
         Path(base),
         Path(adapter),
         Path(merged),
-        opened[1].method or "LoRA",
+        tuned.method or "LoRA",
         modules,
         pd.DataFrame(others, columns=["name", "status"]),
         tuple(dict.fromkeys(check.notes)),

@@ -19,6 +19,7 @@ import pandas as pd
 from wdanalysis.checkpoints.names import Architecture, recognise
 from wdanalysis.checkpoints.series import open_series
 from wdanalysis.checkpoints.tensors import Checkpoint, LowRankUpdate
+from wdanalysis.decomposition import Axis
 from wdanalysis.errors import CheckpointError
 from wdanalysis.kernels.cores import available_cores
 from wdanalysis.kernels.lowrank import Array, Factors
@@ -143,7 +144,9 @@ class AdapterWeights:
         }
 
 
-def adapter_weights(path: str | Path, *, alpha: float | None = None) -> AdapterWeights:
+def adapter_weights(
+    path: str | Path, *, alpha: float | None = None, dora_axis: Axis | None = None
+) -> AdapterWeights:
     """Read every update of an adapter, or of a folder of its steps, as a matrix s·BA; no base is needed.
 
     Parameters
@@ -152,6 +155,8 @@ def adapter_weights(path: str | Path, *, alpha: float | None = None) -> AdapterW
         A file or folder.
     alpha
         LoRA's α for an adapter file without its `adapter_config.json`.
+    dora_axis
+        The axis of its magnitudes, where neither their shape nor their writer tells it.
 
     Raises
     ------
@@ -166,7 +171,7 @@ def adapter_weights(path: str | Path, *, alpha: float | None = None) -> AdapterW
     0   down       10     8        8
     1     up       10     8        8
     """
-    series = open_series(path, alpha=alpha)
+    series = open_series(path, alpha=alpha, dora_axis=dora_axis)
     notes = [*series.notes]
     kept: list[pd.DataFrame] = []
     sigmas: list[pd.DataFrame] = []
