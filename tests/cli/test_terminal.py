@@ -157,6 +157,7 @@ def test_help_fits_a_terminal_of_80_columns_and_is_grouped(command: str) -> None
 BREAKS = """
 import os, signal, sys
 sys.argv[0] = "wd-analyze"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from wdanalysis.cli import main
 from wdanalysis.figures import batch
 batch.Work.draw = lambda *_: os.kill(os.getpid(), signal.{signal})
@@ -220,6 +221,7 @@ def test_figures_of_earlier_results_go_only_once_the_new_ones_are_whole() -> Non
 def test_tables_that_are_not_whole_are_not_taken_for_results() -> None:
     stops = (
         "import os, signal, sys; sys.argv[0] = 'wd-analyze'\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from wdanalysis.cli import main\n"
         "from wdanalysis.results import folder\n"
         "folder._write_table = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
