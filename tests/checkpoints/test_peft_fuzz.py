@@ -81,7 +81,12 @@ SIDES = st.sampled_from([1, 2, 4, 6, 6, 4, 2, 0, 3])
 
 
 @pytest.mark.parametrize("kind", PARTS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_only_our_own_errors_come_out(kind: str, data: st.DataObject) -> None:
     config = {**SENSIBLE, **data.draw(st.dictionaries(st.sampled_from(SETTINGS), VALUES, max_size=4))}

@@ -53,7 +53,13 @@ def _format(method: str, kind: str, prefix: str, parts: str, updates: Updates) -
                 f"{source.path} holds {other!r}, which is no part of PEFT's {method} as it is known here (older "
                 f"versions saved it otherwise); {MERGE}."
             )
-        return _adapter(source, method, parts, updates)
+        try:
+            return _adapter(source, method, parts, updates)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"adapter_config.json of {source.path} has a setting of {method} that is no number ({error}); save the "
+                "adapter again with `save_pretrained`."
+            ) from error
 
     return AdapterFormat("PEFT", recognises, read, types=(kind,))
 
